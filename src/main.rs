@@ -1,2 +1,3 @@
-//! x
+//! The `umiak` command.
+
 fn main() {}

@@ -1,0 +1,1 @@
+//! The HTTP server: listener, authentication, routing by the kind table, content negotiation, verbs, watch, streams.

@@ -1,0 +1,1 @@
+//! One file a controller, one shared work queue and runner.

@@ -1,0 +1,1 @@
+//! Images: references, archive import, content store, layers.

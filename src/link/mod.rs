@@ -1,0 +1,1 @@
+//! The messages between fleet and node, and their carriers.

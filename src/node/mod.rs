@@ -1,0 +1,1 @@
+//! The node half: pod workers, volumes, environment, logs, statistics.

@@ -1,0 +1,1 @@
+//! The verbs on objects without HTTP: defaulting, validation, admission, preconditions, storing.

@@ -1,0 +1,1 @@
+//! Pod sandboxes and containers: the shim, its protocol, OCI specs, executor, cgroups, seccomp.
