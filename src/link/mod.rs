@@ -1,1 +1,3 @@
 //! The messages between fleet and node, and their carriers.
+
+pub mod stream;

@@ -1,1 +1,3 @@
-//! The verbs on objects without HTTP: defaulting, validation, admission, preconditions, storing.
+//! The verbs on objects without HTTP: defaulting, validation, admission, preconditions, managed fields, storing.
+//!
+//! Everything that changes an object goes through here: the API, the controllers, the scheduler and the fleet.

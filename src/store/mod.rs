@@ -1,1 +1,77 @@
 //! Objects in SQLite: compare-and-swap, index, watch ring, durability classes. Knows bytes and keys, not Kubernetes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// The name of an object: resource (for example `pods` or `deployments.apps`), namespace (empty for cluster scope), name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// `plural` or `plural.group`.
+    pub resource: Arc<str>,
+    /// Namespace, empty for cluster-scoped objects.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+/// How much a write is worth to the flash it lands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// On disk before the answer.
+    Durable,
+    /// In memory at once, on disk within seconds and on shutdown; recomputable after a power cut.
+    Lazy,
+    /// Memory only, bounded.
+    Volatile,
+}
+
+/// What must be true of the stored object for a write to happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// There is none.
+    Absent,
+    /// It is at this revision.
+    Revision(u64),
+    /// There is one, whatever its revision.
+    Present,
+}
+
+/// One write of a transaction.
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// Which object.
+    pub key: Key,
+    /// Precondition.
+    pub expect: Expect,
+    /// The new bytes, or `None` to delete.
+    pub data: Option<Bytes>,
+    /// Secondary index keys of the new object, for example `owner:UID`.
+    pub index: Vec<String>,
+    /// Durability class.
+    pub durability: Durability,
+}
+
+/// A stored object.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its name.
+    pub key: Key,
+    /// The revision of its last change.
+    pub revision: u64,
+    /// Its bytes as written.
+    pub data: Bytes,
+}
+
+/// One change as watchers see it.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Which object.
+    pub key: Key,
+    /// The revision this change made; of a delete too.
+    pub revision: u64,
+    /// The new bytes; `None` for a delete.
+    pub data: Option<Bytes>,
+    /// The bytes before; `None` for a create.
+    pub previous: Option<Bytes>,
+}
