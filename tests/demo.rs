@@ -10,7 +10,7 @@ use common::{Netns, leaks, run};
 fn the_demo_ends_with_pods_that_answer_and_leaves_nothing() {
     let netns = Netns::new();
     let dir = tempfile::tempdir().unwrap();
-    let said = run(netns.command(env!("CARGO_BIN_EXE_umiak")).args(["demo", "--once"]).env("TMPDIR", dir.path()));
+    let said = run(netns.command(common::binary()).args(["demo", "--once"]).env("TMPDIR", dir.path()));
     assert_eq!(said.matches("/hostname   ->   ").count(), 3, "{said}");
     assert!(said.ends_with("nothing is left\n"), "{said}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);

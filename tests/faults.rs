@@ -12,7 +12,7 @@ use common::{Cluster, Netns, images, run, text};
 use nix::sys::signal::Signal;
 
 fn umiak() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_umiak"))
+    Command::new(common::binary())
 }
 
 /// The command fails, and says why in one line that has all of `words`.
@@ -25,7 +25,7 @@ fn fails_with(output: &Output, words: &[&str]) {
 }
 
 fn server(netns: &Netns, data_dir: &std::path::Path) -> Command {
-    let mut command = netns.command(env!("CARGO_BIN_EXE_umiak"));
+    let mut command = netns.command(common::binary());
     command.args(["server", "--node-name", "board", "--data-dir"]).arg(data_dir);
     command
 }
@@ -54,7 +54,7 @@ fn a_second_daemon_on_the_same_data_is_refused() {
 fn without_root_it_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let copy = std::path::PathBuf::from(format!("/tmp/umiak-faults-{}", std::process::id()));
-    fs::copy(env!("CARGO_BIN_EXE_umiak"), &copy).unwrap();
+    fs::copy(common::binary(), &copy).unwrap();
     let output = Command::new(&copy).uid(65534).gid(65534).args(["server", "--data-dir"]).arg(dir.path()).output().unwrap();
     fs::remove_file(&copy).unwrap();
     fails_with(&output, &["root"]);
@@ -106,7 +106,7 @@ fn a_read_only_data_directory_is_named() {
     let line = format!(
         "mount -t tmpfs -o ro none {data} && exec nsenter --net=/run/netns/{} {} server --data-dir {data}",
         netns.0,
-        env!("CARGO_BIN_EXE_umiak")
+        common::binary().display()
     );
     let output = Command::new("unshare").args(["-m", "sh", "-c", &line]).output().unwrap();
     fails_with(&output, &[data, "ead-only"]);
@@ -120,7 +120,7 @@ fn a_full_data_directory_refuses_writes_and_loses_nothing() {
     let line = format!(
         "mount -t tmpfs -o size=64k none {data} && exec nsenter --net=/run/netns/{} {} server --data-dir {data}",
         netns.0,
-        env!("CARGO_BIN_EXE_umiak")
+        common::binary().display()
     );
     let output = Command::new("unshare").args(["-m", "sh", "-c", &line]).output().unwrap();
     fails_with(&output, &[data, "space"]);

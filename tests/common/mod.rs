@@ -82,7 +82,7 @@ impl Cluster {
 
     /// `umiak` in this cluster's namespace.
     pub fn umiak(&self) -> Command {
-        self.netns.command(env!("CARGO_BIN_EXE_umiak"))
+        self.netns.command(binary())
     }
 
     /// Imports an archive into the cluster's image store.
@@ -220,6 +220,11 @@ impl Drop for Cluster {
         }
         self.clean();
     }
+}
+
+/// The binary under test: `UMIAK_BIN`, or the one cargo built.
+pub fn binary() -> PathBuf {
+    std::env::var_os("UMIAK_BIN").map_or_else(|| env!("CARGO_BIN_EXE_umiak").into(), PathBuf::from)
 }
 
 /// Every kubectl of this machine from 1.27 on, oldest first: `kubectl` in PATH and `kubectl.1.NN` beside it.
