@@ -18,12 +18,7 @@ pub struct Options {
 impl Options {
     /// Defaults of a small board: a ring of 2 MiB, lazy writes within 5 s.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            ring_bytes: 2 << 20,
-            lazy_flush: Duration::from_secs(5),
-            volatile: HashMap::new(),
-        }
+        Self { path: path.into(), ring_bytes: 2 << 20, lazy_flush: Duration::from_secs(5), volatile: HashMap::new() }
     }
 }
 
