@@ -105,3 +105,7 @@ pub struct Change {
     /// The bytes before; `None` for a create.
     pub previous: Option<Bytes>,
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
