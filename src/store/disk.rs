@@ -13,7 +13,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 
 use super::{
     Error, Key,
-    body::{Body, Codec, DICTIONARY},
+    body::{Body, Dictionary},
     state::{Held, Planned},
 };
 
@@ -56,7 +56,7 @@ impl Op {
 pub(super) struct Opened {
     pub(super) writer: Writer,
     pub(super) reader: Reader,
-    pub(super) codec: Codec,
+    pub(super) dictionaries: Vec<Dictionary>,
     /// No revision above this was ever given out.
     pub(super) revision: u64,
 }
@@ -94,13 +94,13 @@ pub(super) fn open(path: &Path) -> Result<Opened, Error> {
     if !clean {
         check_integrity(&connection, path)?;
     }
-    let codec = load_codec(&connection).map_err(fail)?;
+    let dictionaries = load_dictionaries(&connection).map_err(fail)?;
     let mut writer = Writer { connection, path: path.into(), reserved: 0, _lock: lock };
     let revision = from_sql(revision);
-    writer.write(&HashMap::new(), revision)?;
+    writer.write(&HashMap::new(), &[], revision)?;
     let connection = connect(path).map_err(fail)?;
     connection.pragma_update(None, "query_only", true).map_err(fail)?;
-    Ok(Opened { writer, reader: Reader { connection, path: path.into() }, codec, revision })
+    Ok(Opened { writer, reader: Reader { connection, path: path.into() }, dictionaries, revision })
 }
 
 fn prepare_files(path: &Path) -> Result<File, Error> {
@@ -150,7 +150,7 @@ fn create_tables(connection: &mut Connection) -> rusqlite::Result<()> {
     transaction.execute_batch(
         "CREATE TABLE obj(id INTEGER PRIMARY KEY, res TEXT NOT NULL, ns TEXT NOT NULL, name TEXT NOT NULL,
                           rv INTEGER NOT NULL, idx TEXT NOT NULL, data BLOB NOT NULL);
-         CREATE TABLE dict(id INTEGER PRIMARY KEY CHECK(id BETWEEN 1 AND 255), bytes BLOB NOT NULL);
+         CREATE TABLE dict(id INTEGER PRIMARY KEY, res TEXT NOT NULL, bytes BLOB NOT NULL);
          CREATE TABLE meta(reserved INTEGER NOT NULL, clean INTEGER NOT NULL);
          INSERT INTO meta VALUES (0, 1);",
     )?;
@@ -168,18 +168,12 @@ fn check_integrity(connection: &Connection, path: &Path) -> Result<(), Error> {
     Err(Error::Corrupt { path: path.into(), detail: detail.replace('\n', " ") })
 }
 
-/// The dictionaries of the file, with the built-in one added if it is new.
-fn load_codec(connection: &Connection) -> rusqlite::Result<Codec> {
-    let mut statement = connection.prepare("SELECT id, bytes FROM dict")?;
-    let rows = statement.query_map([], |r| Ok((r.get::<_, u8>(0)?, r.get::<_, Vec<u8>>(1)?.into())))?;
-    let mut known = rows.collect::<rusqlite::Result<HashMap<u8, Arc<[u8]>>>>()?;
-    if let Some(current) = known.iter().find(|(_, bytes)| ***bytes == *DICTIONARY).map(|(id, _)| *id) {
-        return Ok(Codec::new(current, known));
-    }
-    connection.execute("INSERT INTO dict(bytes) VALUES (?1)", [DICTIONARY])?;
-    let current: u8 = connection.query_row("SELECT max(id) FROM dict", [], |r| r.get(0))?;
-    known.insert(current, DICTIONARY.into());
-    Ok(Codec::new(current, known))
+fn load_dictionaries(connection: &Connection) -> rusqlite::Result<Vec<Dictionary>> {
+    let mut statement = connection.prepare("SELECT id, res, bytes FROM dict ORDER BY id")?;
+    let rows = statement.query_map([], |r| {
+        Ok(Dictionary { id: r.get(0)?, resource: r.get(1)?, bytes: r.get::<_, Vec<u8>>(2)?.into() })
+    })?;
+    rows.collect()
 }
 
 impl Writer {
@@ -189,23 +183,32 @@ impl Writer {
     }
 
     /// One transaction. Afterwards [`Writer::covers`] holds for `revision`.
-    pub(super) fn write(&mut self, ops: &HashMap<i64, Op>, revision: u64) -> Result<(), Error> {
+    pub(super) fn write(&mut self, ops: &HashMap<i64, Op>, new: &[Dictionary], revision: u64) -> Result<(), Error> {
         let reserved = if revision + RESERVE / 2 > self.reserved { revision + RESERVE } else { self.reserved };
-        self.transact(ops, reserved, false)?;
+        self.transact(ops, new, reserved, false)?;
         self.reserved = reserved;
         Ok(())
     }
 
     /// Marks the clean stop at a revision, merges the log into the file.
     pub(super) fn close(mut self, revision: u64) -> Result<(), Error> {
-        self.transact(&HashMap::new(), revision, true)?;
+        self.transact(&HashMap::new(), &[], revision, true)?;
         let path = self.path;
         self.connection.close().map_err(|(_, e)| database_error(&path, e))
     }
 
-    fn transact(&mut self, ops: &HashMap<i64, Op>, reserved: u64, clean: bool) -> Result<(), Error> {
+    fn transact(
+        &mut self,
+        ops: &HashMap<i64, Op>,
+        new: &[Dictionary],
+        reserved: u64,
+        clean: bool,
+    ) -> Result<(), Error> {
         let mut run = || -> rusqlite::Result<()> {
             let transaction = self.connection.transaction()?;
+            for Dictionary { id, resource, bytes } in new {
+                transaction.execute("INSERT INTO dict VALUES (?1, ?2, ?3)", params![id, resource, bytes])?;
+            }
             for (id, op) in ops {
                 match op {
                     Op::Put { resource, namespace, name, revision, index, body } => transaction

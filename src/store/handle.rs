@@ -80,10 +80,11 @@ impl Store {
     /// # Errors
     /// [`Error::InUse`], [`Error::Corrupt`], [`Error::Newer`], [`Error::Full`], [`Error::ReadOnly`], [`Error::File`].
     pub fn open(options: Options) -> Result<Self, Error> {
-        let Options { path, ring_bytes, lazy_flush, volatile } = options;
+        let Options { path, ring_bytes, lazy_flush, volatile, private } = options;
         let opened = disk::open(&path)?;
         let (state, next_id) = State::load(opened.reader, opened.revision, ring_bytes, volatile)?;
-        let shared = Arc::new(Shared { state: Mutex::new(state), codec: opened.codec, path: path.clone() });
+        let codec = Codec::new(opened.dictionaries, private);
+        let shared = Arc::new(Shared { state: Mutex::new(state), codec, path: path.clone() });
         let (queue, messages) = mpsc::channel();
         let writer = Writer::new(shared.clone(), opened.writer, next_id, lazy_flush);
         thread::Builder::new()

@@ -13,12 +13,20 @@ pub struct Options {
     pub lazy_flush: Duration,
     /// Bounds of volatile objects by resource; others have [`Limits::default`].
     pub volatile: HashMap<String, Limits>,
+    /// Resources whose bodies must leave no trace once deleted: they do not serve as compression dictionaries.
+    pub private: Vec<String>,
 }
 
 impl Options {
     /// Defaults of a small board: a ring of 2 MiB, lazy writes within 5 s.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), ring_bytes: 2 << 20, lazy_flush: Duration::from_secs(5), volatile: HashMap::new() }
+        Self {
+            path: path.into(),
+            ring_bytes: 2 << 20,
+            lazy_flush: Duration::from_secs(5),
+            volatile: HashMap::new(),
+            private: vec!["secrets".into(), "configmaps".into()],
+        }
     }
 }
 

@@ -81,7 +81,7 @@ impl<'a> Plan<'a> {
         self.next_id = self.next_id.max(id + 1);
         let on_disk = old.as_ref().is_some_and(|old| old.on_disk);
         let index: Box<str> = write.index.join("\n").into();
-        let body = write.data.as_deref().map(|data| self.shared.codec.encode(data));
+        let body = write.data.as_deref().map(|data| self.shared.codec.encode(&key.resource, data));
         let live = body.clone().map(|body| Live { id, revision, body, index: index.clone(), on_disk });
         undo.push((key.clone(), self.touched.insert(key.clone(), live).flatten()));
         let previous = old.map(|old| (old.body, old.index));

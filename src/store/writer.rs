@@ -163,7 +163,7 @@ impl Writer {
         let Some(last) = changes.last() else { return Ok(()) };
         if !ops.is_empty() || !self.disk.covers(last.revision) {
             self.shadow(&changes, ops);
-            if let Err(e) = self.disk.write(ops, last.revision) {
+            if let Err(e) = self.write(ops, last.revision) {
                 self.shared.state().unshadow(ops.keys().copied());
                 return Err(e);
             }
@@ -182,6 +182,13 @@ impl Writer {
                 state.evict(&resource, now, &mut budget);
             }
         }
+        Ok(())
+    }
+
+    fn write(&mut self, ops: &HashMap<i64, Op>, revision: u64) -> Result<(), Error> {
+        let dictionaries = self.shared.codec.unsaved();
+        self.disk.write(ops, &dictionaries, revision)?;
+        self.shared.codec.saved(dictionaries.len());
         Ok(())
     }
 
@@ -217,7 +224,7 @@ impl Writer {
     fn expire(&mut self, now: Instant) -> Result<(), Error> {
         let revision = self.shared.state().revision;
         if !self.disk.covers(revision) {
-            self.disk.write(&HashMap::new(), revision)?;
+            self.write(&HashMap::new(), revision)?;
         }
         self.shared.state().expire(now, SLACK / 2);
         Ok(())
@@ -231,7 +238,7 @@ impl Writer {
             (held.collect::<HashMap<_, _>>(), state.revision)
         };
         if !ops.is_empty() {
-            self.disk.write(&ops, revision)?;
+            self.write(&ops, revision)?;
         }
         let mut state = self.shared.state();
         for id in ops.keys() {

@@ -47,7 +47,7 @@ async fn damage_is_found_after_an_unclean_stop_and_nothing_is_deleted() {
     let directory = directory();
     let store = open(directory.path());
     for i in 0..200 {
-        let noise: String = (0..300u32).map(|j| char::from(b'a' + ((i * 31 + j * j * 7) % 26) as u8)).collect();
+        let noise: String = (0..300u32).map(|j| char::from(b'!' + ((i + 7) * (j + 3) * (j + i) % 89) as u8)).collect();
         one(&store, create(&format!("pods/a/{i}"), &noise)).await.unwrap();
     }
     store.close().await.unwrap();

@@ -101,7 +101,7 @@ async fn volatile_objects_are_bounded_and_expire_as_deletes() {
     let ttl = Some(Duration::from_millis(300));
     let volatile_limits = HashMap::from([
         ("few".to_owned(), Limits { count: 2, ..Limits::default() }),
-        ("small".to_owned(), Limits { bytes: 30, ..Limits::default() }),
+        ("small".to_owned(), Limits { bytes: 40, ..Limits::default() }),
         ("short".to_owned(), Limits { ttl, ..Limits::default() }),
     ]);
     let store = Store::open(Options { volatile: volatile_limits, ..options(directory.path()) }).unwrap();
