@@ -69,10 +69,10 @@ zig() {
   if [[ ! -d $library ]]; then
     local crate=$root/std
     mkdir -p "$crate/src"
-    printf '[package]\nname = "std-only"\nversion = "0.1.0"\nedition = "2021"\n' >"$crate/Cargo.toml"
+    printf '[package]\nname = "std-only"\nversion = "0.1.0"\nedition = "2021"\n[profile.release]\npanic = "abort"\n' >"$crate/Cargo.toml"
     : >"$crate/src/lib.rs"
     (cd "$crate" && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$crate/target cargo build --release --target "$target" \
-      -Zbuild-std=std,panic_abort,panic_unwind,proc_macro,test >&2)
+      -Zbuild-std=std,panic_abort >&2)
     mkdir -p "$library/self-contained"
     cp "$crate/target/$target"/release/deps/*.rlib "$library/"
     rm -f "$library"/libstd_only-*
