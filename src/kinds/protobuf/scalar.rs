@@ -1,0 +1,103 @@
+//! Messages that are one value in JSON: quantities, times, int-or-strings.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::Error;
+use super::wire::Reader;
+use crate::kinds::schema::quantity::canonical;
+
+/// The first two numbers of a message, `None` where absent.
+fn numbers(name: &'static str, bytes: &[u8]) -> Result<[Option<i64>; 2], Error> {
+    let mut found = [None; 2];
+    let mut reader = Reader::new(bytes);
+    while let Some((number, wire)) = reader.field()? {
+        if let 1 | 2 = number {
+            found[number as usize - 1] = Some(wire.varint(name)? as i64);
+        }
+    }
+    Ok(found)
+}
+
+/// `intstr.IntOrString`: type (0 for a number), number, string.
+pub(super) fn int_or_string(name: &'static str, bytes: &[u8]) -> Result<Value, Error> {
+    let (mut is_string, mut number, mut text) = (false, 0, "");
+    let mut reader = Reader::new(bytes);
+    while let Some((field, wire)) = reader.field()? {
+        match field {
+            1 => is_string = wire.varint(name)? != 0,
+            2 => number = wire.varint(name)? as i32,
+            3 => text = wire.text(name)?,
+            _ => {}
+        }
+    }
+    Ok(if is_string { text.into() } else { number.into() })
+}
+
+/// `resource.Quantity`: its text.
+pub(super) fn quantity(name: &'static str, bytes: &[u8]) -> Result<Value, Error> {
+    let mut text = "0";
+    let mut reader = Reader::new(bytes);
+    while let Some((field, wire)) = reader.field()? {
+        if field == 1 {
+            text = wire.text(name)?;
+        }
+    }
+    let text = if text.is_empty() { "0" } else { text };
+    canonical(text).map(|text| Value::from(text.into_owned())).map_err(|_| Error::Value(name))
+}
+
+/// `metav1.Time` and `metav1.MicroTime`: seconds and nanoseconds since 1970; an empty message is no time.
+pub(super) fn time(name: &'static str, bytes: &[u8], micro: bool) -> Result<Option<Value>, Error> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let [seconds, nanos] = numbers(name, bytes)?;
+    let nanos = i32::try_from(nanos.unwrap_or(0)).map_err(|_| Error::Value(name))?;
+    let time = Timestamp::new(seconds.unwrap_or(0), nanos).map_err(|_| Error::Value(name))?;
+    let format = if micro { "%Y-%m-%dT%H:%M:%S.%6fZ" } else { "%Y-%m-%dT%H:%M:%SZ" };
+    Ok(Some(time.strftime(format).to_string().into()))
+}
+
+/// `metav1.Duration`: nanoseconds, written as Go does (`1h2m3.5s`).
+pub(super) fn duration(name: &'static str, bytes: &[u8]) -> Result<Value, Error> {
+    let nanos = numbers(name, bytes)?[0].unwrap_or(0);
+    let sign = if nanos < 0 { "-" } else { "" };
+    let nanos = nanos.unsigned_abs();
+    let text = match nanos {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{nanos}ns"),
+        1_000..1_000_000 => decimal(nanos, 1_000) + "µs",
+        1_000_000..1_000_000_000 => decimal(nanos, 1_000_000) + "ms",
+        _ => {
+            let (minutes, rest) = (nanos / 60_000_000_000, nanos % 60_000_000_000);
+            let seconds = decimal(rest, 1_000_000_000) + "s";
+            match (minutes / 60, minutes % 60) {
+                (0, 0) => seconds,
+                (0, minutes) => format!("{minutes}m{seconds}"),
+                (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
+            }
+        }
+    };
+    Ok(format!("{sign}{text}").into())
+}
+
+/// `value / unit` without trailing zeros.
+fn decimal(value: u64, unit: u64) -> String {
+    let width = unit.ilog10() as usize;
+    let fraction = format!("{:0width$}", value % unit);
+    let fraction = fraction.trim_end_matches('0');
+    if fraction.is_empty() { (value / unit).to_string() } else { format!("{}.{fraction}", value / unit) }
+}
+
+/// A message whose field 1 repeats a string.
+pub(super) fn string_list(name: &'static str, bytes: &[u8]) -> Result<Value, Error> {
+    let mut items = Vec::new();
+    let mut reader = Reader::new(bytes);
+    while let Some((field, wire)) = reader.field()? {
+        if field == 1 {
+            items.push(Value::from(wire.text(name)?));
+        }
+    }
+    Ok(items.into())
+}

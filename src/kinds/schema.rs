@@ -1,0 +1,3 @@
+//! Reading objects by the field table.
+
+pub mod quantity;
