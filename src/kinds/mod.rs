@@ -3,6 +3,7 @@
 //! A new kind is a row in [`table`] and, if it has rules, a file with its [`Hooks`]. Nothing else changes.
 
 pub mod fields;
+pub mod patch;
 pub mod protobuf;
 pub mod schema;
 pub mod status;
