@@ -56,8 +56,6 @@ pub enum Ty {
     Time,
     /// RFC 3339 time with microseconds (`metav1.MicroTime`).
     MicroTime,
-    /// `metav1.Duration`, a string such as `1m30s`.
-    Duration,
     /// `runtime.RawExtension`: any object.
     Raw,
     /// Any JSON value (`apiextensions` `JSON`).

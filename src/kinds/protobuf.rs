@@ -229,7 +229,6 @@ fn value(field: &'static Field, wire: Wire, depth: usize) -> Result<Option<Value
         Ty::Bytes => STANDARD.encode(wire.bytes(name)?).into(),
         Ty::IntOrString => scalar::int_or_string(name, wire.bytes(name)?)?,
         Ty::Quantity => scalar::quantity(name, wire.bytes(name)?)?,
-        Ty::Duration => scalar::duration(name, wire.bytes(name)?)?,
         Ty::Time => return scalar::time(name, wire.bytes(name)?, false),
         Ty::MicroTime => return scalar::time(name, wire.bytes(name)?, true),
         Ty::Raw | Ty::Json | Ty::FieldsV1 => return raw(name, wire.bytes(name)?, depth),

@@ -59,37 +59,6 @@ pub(super) fn time(name: &'static str, bytes: &[u8], micro: bool) -> Result<Opti
     Ok(Some(time.strftime(format).to_string().into()))
 }
 
-/// `metav1.Duration`: nanoseconds, written as Go does (`1h2m3.5s`).
-pub(super) fn duration(name: &'static str, bytes: &[u8]) -> Result<Value, Error> {
-    let nanos = numbers(name, bytes)?[0].unwrap_or(0);
-    let sign = if nanos < 0 { "-" } else { "" };
-    let nanos = nanos.unsigned_abs();
-    let text = match nanos {
-        0 => "0s".to_owned(),
-        1..1_000 => format!("{nanos}ns"),
-        1_000..1_000_000 => decimal(nanos, 1_000) + "µs",
-        1_000_000..1_000_000_000 => decimal(nanos, 1_000_000) + "ms",
-        _ => {
-            let (minutes, rest) = (nanos / 60_000_000_000, nanos % 60_000_000_000);
-            let seconds = decimal(rest, 1_000_000_000) + "s";
-            match (minutes / 60, minutes % 60) {
-                (0, 0) => seconds,
-                (0, minutes) => format!("{minutes}m{seconds}"),
-                (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
-            }
-        }
-    };
-    Ok(format!("{sign}{text}").into())
-}
-
-/// `value / unit` without trailing zeros.
-fn decimal(value: u64, unit: u64) -> String {
-    let width = unit.ilog10() as usize;
-    let fraction = format!("{:0width$}", value % unit);
-    let fraction = fraction.trim_end_matches('0');
-    if fraction.is_empty() { (value / unit).to_string() } else { format!("{}.{fraction}", value / unit) }
-}
-
 /// A message whose field 1 repeats a string.
 pub(super) fn string_list(name: &'static str, bytes: &[u8]) -> Result<Value, Error> {
     let mut items = Vec::new();

@@ -263,19 +263,3 @@ fn an_object_may_be_json_within_the_envelope() {
     let body = [MAGIC.to_vec(), bytes(2, r#"{"kind":"X"}"#), bytes(4, "application/json")].concat();
     assert_eq!(Value::from(decode(&body).unwrap()), json!({"kind": "X"}));
 }
-
-#[test]
-fn durations_are_written_as_go_does() {
-    for (nanos, want) in [
-        (0, "0s"),
-        (1, "1ns"),
-        (1_500, "1.5µs"),
-        (2_000_000, "2ms"),
-        (1_000_000_000, "1s"),
-        (90_000_000_000, "1m30s"),
-        (-3_600_000_000_000, "-1h0m0s"),
-        (3_723_500_000_000, "1h2m3.5s"),
-    ] {
-        assert_eq!(scalar::duration("d", &number(1, nanos)), Ok(want.into()));
-    }
-}
