@@ -2,6 +2,12 @@
 //!
 //! A new kind is a row in [`table`] and, if it has rules, a file with its [`Hooks`]. Nothing else changes.
 
+pub mod apply;
+pub mod fields;
+pub mod openapi;
+pub mod patch;
+pub mod protobuf;
+pub mod schema;
 pub mod status;
 
 use std::borrow::Cow;
