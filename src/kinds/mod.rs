@@ -3,6 +3,7 @@
 //! A new kind is a row in [`table`] and, if it has rules, a file with its [`Hooks`]. Nothing else changes.
 
 pub mod check;
+pub mod deployment;
 pub mod duration;
 pub mod field_selector;
 pub mod format;
@@ -13,10 +14,13 @@ pub mod names;
 pub mod plain;
 pub mod pod;
 pub mod quantity;
+pub mod replica_set;
+pub mod scale;
 pub mod selector;
 pub mod status;
 pub mod table;
 pub mod unsupported;
+pub mod workload;
 
 use std::borrow::Cow;
 
