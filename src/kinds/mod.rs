@@ -4,6 +4,7 @@
 
 pub mod meta;
 pub mod plain;
+pub mod fields;
 pub mod status;
 pub mod table;
 
