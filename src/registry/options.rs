@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use serde_json::Value;
 
 /// What happens to fields a kind does not have (`fieldValidation`).
@@ -95,8 +96,15 @@ impl ListOptions {
 pub struct Patch {
     /// How `body` is meant.
     pub kind: PatchType,
-    /// The patch document.
-    pub body: Value,
+    /// The patch document, JSON.
+    pub body: Bytes,
+}
+
+impl Patch {
+    /// A JSON merge patch.
+    pub fn merge(body: &Value) -> Self {
+        Self { kind: PatchType::Merge, body: body.to_string().into() }
+    }
 }
 
 /// The four types of patches.

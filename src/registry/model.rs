@@ -1,0 +1,97 @@
+//! What the field table does for writes: pruning and strict validation, patches, managed fields.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::kinds::patch::{json, merge, strategic};
+use crate::kinds::status::{FieldError, Status};
+use crate::kinds::{Kind, Object, Subresource, fields};
+
+use super::{Patch, PatchType, WriteOptions, sub};
+
+/// How managed fields are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    /// By comparing what was with what is.
+    Update,
+    /// By what server-side apply has already written.
+    Apply,
+}
+
+/// Drops fields the kind does not have, or refuses them, as `options.validation` says.
+pub(super) fn prune(kind: &Kind, object: &mut Object, options: &WriteOptions) -> Result<(), Status> {
+    Ok(())
+}
+
+/// Records in `metadata.managedFields` who changed which fields.
+pub(super) fn track(
+    kind: &Kind,
+    new: &mut Object,
+    old: Option<&Object>,
+    options: &WriteOptions,
+    sub: Option<Subresource>,
+    now: Timestamp,
+) {
+}
+
+/// The object that server-side apply creates.
+pub(super) fn apply_new(
+    kind: &Kind,
+    ns: &str,
+    name: &str,
+    patch: &Patch,
+    options: &WriteOptions,
+    now: Timestamp,
+) -> Result<Object, Status> {
+    Err(Status::unsupported_media_type("application/json-patch+json"))
+}
+
+/// The patched object. For `/scale` the patch is of the `Scale`, and so is the result.
+pub(super) fn patch(
+    kind: &Kind,
+    old: &Object,
+    sub: Option<Subresource>,
+    patch: &Patch,
+    options: &WriteOptions,
+    now: Timestamp,
+) -> Result<(Object, Operation), Status> {
+    let scale = sub == Some(Subresource::Scale);
+    let (base, ty) = match scale {
+        true => (sub::scale_of(kind, old)?, fields::of("autoscaling", "v1", "Scale")),
+        false => (old.clone(), fields::of(&kind.group, &kind.version, &kind.kind)),
+    };
+    let name = crate::kinds::meta::name(old);
+    let invalid = |text: String| Status::invalid(&kind.group, &kind.kind, name, &[FieldError::invalid("patch", "", text)]);
+    let patched = match (patch.kind, ty) {
+        (PatchType::Json, _) => json::apply(base, &patch.body).map_err(|error| match error {
+            json::Error::Decode(_) => Status::bad_request(error.to_string()),
+            json::Error::TooMany(_) => Status::too_large(error.to_string()),
+            json::Error::Apply(text) => invalid(text),
+        })?,
+        (PatchType::Merge, _) => {
+            let mut object = base;
+            merge::apply(&mut object, document(patch)?);
+            object
+        }
+        (PatchType::Strategic, Some(ty)) => {
+            strategic::apply(ty, base, document(patch)?).map_err(|error| match error.code() {
+                422 => invalid(error.to_string()),
+                _ => Status::bad_request(error.to_string()),
+            })?
+        }
+        (PatchType::Strategic, None) => {
+            let accepted = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
+            return Err(Status::unsupported_media_type(accepted));
+        }
+        (PatchType::Apply, _) => return Err(Status::unsupported_media_type("")),
+    };
+    Ok((patched, Operation::Update))
+}
+
+fn document(patch: &Patch) -> Result<Object, Status> {
+    match serde_json::from_slice(&patch.body) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Status::bad_request("error decoding patch: must be an object")),
+        Err(error) => Err(Status::bad_request(format!("error decoding patch: {error}"))),
+    }
+}
