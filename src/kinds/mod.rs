@@ -5,6 +5,9 @@
 pub mod meta;
 pub mod plain;
 pub mod fields;
+pub mod patch;
+pub mod protobuf;
+pub mod schema;
 pub mod status;
 pub mod table;
 
