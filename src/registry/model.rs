@@ -5,9 +5,9 @@ use serde_json::Value;
 
 use crate::kinds::patch::{json, merge, strategic};
 use crate::kinds::status::{FieldError, Status};
-use crate::kinds::{Kind, Object, Subresource, fields};
+use crate::kinds::{Kind, Object, Subresource, fields, schema};
 
-use super::{Patch, PatchType, WriteOptions, sub};
+use super::{FieldValidation, Patch, PatchType, WriteOptions, sub};
 
 /// How managed fields are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,9 +18,24 @@ pub(super) enum Operation {
     Apply,
 }
 
-/// Drops fields the kind does not have, or refuses them, as `options.validation` says.
+/// Brings an object into the form its kind has: fields that the kind does not have are dropped, with a warning or as an
+/// error if `options.validation` says so; a value of the wrong type is 400.
 pub(super) fn prune(kind: &Kind, object: &mut Object, options: &WriteOptions) -> Result<(), Status> {
-    Ok(())
+    let refuse = |cause: String| Status::bad_request(schema::cannot_be_handled(&kind.kind, &kind.version, cause));
+    let unknown = match fields::of(&kind.group, &kind.version, &kind.kind) {
+        Some(ty) => schema::conform(ty, object),
+        None => schema::conform_metadata(object),
+    };
+    let mut violations = options.duplicates.clone();
+    violations.extend(unknown.map_err(|error| refuse(error.to_string()))?);
+    match options.validation {
+        FieldValidation::Strict if !violations.is_empty() => Err(refuse(schema::strict_text(&violations))),
+        FieldValidation::Warn => {
+            violations.into_iter().for_each(|text| options.warnings.add(text));
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Records in `metadata.managedFields` who changed which fields.

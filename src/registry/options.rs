@@ -26,6 +26,8 @@ pub struct WriteOptions {
     pub dry_run: bool,
     /// Unknown and duplicate fields.
     pub validation: FieldValidation,
+    /// Duplicate fields that the reader of the body found, worded for the client.
+    pub duplicates: Vec<String>,
     /// Server-side apply takes over fields of other managers.
     pub force: bool,
     /// Name of the user, for admission.
