@@ -2,14 +2,25 @@
 //!
 //! A new kind is a row in [`table`] and, if it has rules, a file with its [`Hooks`]. Nothing else changes.
 
+pub mod check;
+pub mod duration;
+pub mod field_selector;
+pub mod format;
+pub mod hash;
 pub mod meta;
+pub mod metadata;
+pub mod names;
 pub mod plain;
 pub mod fields;
 pub mod patch;
 pub mod protobuf;
 pub mod schema;
+pub mod pod;
+pub mod quantity;
+pub mod selector;
 pub mod status;
 pub mod table;
+pub mod unsupported;
 
 use std::borrow::Cow;
 
