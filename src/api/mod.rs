@@ -11,7 +11,6 @@ mod identity;
 mod limits;
 mod listen;
 mod openapi;
-mod options;
 mod pods;
 mod query;
 mod reply;

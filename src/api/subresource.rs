@@ -5,17 +5,12 @@ use serde_json::Value;
 
 use crate::kinds::selector::LabelSelector;
 use crate::kinds::status::Status;
-use crate::kinds::{Kind, Object, Subresource, meta};
-use crate::registry::{self, DeleteOptions, ListOptions, Preconditions, WriteOptions};
+use crate::kinds::{Object, Subresource, meta};
+use crate::registry::{DeleteOptions, ListOptions, Preconditions, WriteOptions};
 
 use super::reply::Body;
 use super::request::Call;
 use super::verbs;
-
-/// The `autoscaling/v1 Scale` of an object.
-pub(super) fn scale(kind: &Kind, object: &Object) -> Result<Object, Status> {
-    registry::scale_of(kind, object)
-}
 
 /// A `Scale` as sent by a client.
 pub(super) fn check_scale(object: &mut Object) -> Result<(), Status> {

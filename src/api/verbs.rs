@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use crate::kinds::status::{FieldError, Status};
-use crate::kinds::{Kind, Object, Subresource, meta};
+use crate::kinds::{Kind, Object, Subresource, meta, scale};
 use crate::registry::{Deleted, DeleteOptions, ListOptions, Patch, PatchType, Propagation, WriteOptions};
 
 use super::body;
@@ -45,7 +45,7 @@ impl Call {
         let raw = self.api.registry.get_raw(self.kind(), &self.target.ns, &self.target.name)?;
         match self.target.sub {
             None | Some(Subresource::Status) => self.style.raw(self.kind(), 200, &raw),
-            Some(Subresource::Scale) => self.style.value(200, &subresource::scale(self.kind(), &raw.object()?)?),
+            Some(Subresource::Scale) => self.style.value(200, &scale::from_object(&raw.object()?)),
             _ => Err(Status::method_not_allowed()),
         }
     }
@@ -136,7 +136,7 @@ impl Call {
     /// The answer to a write: the object (or its scale) and the warnings.
     fn written(&self, code: u16, object: &Object, options: &WriteOptions) -> Result<Response<Body>, Status> {
         let mut response = match self.target.sub {
-            Some(Subresource::Scale) => self.style.value(code, &subresource::scale(self.kind(), object)?)?,
+            Some(Subresource::Scale) => self.style.value(code, &scale::from_object(object))?,
             _ => self.style.object(self.kind(), code, object)?,
         };
         reply::warn(response.headers_mut(), options.warnings.take());
@@ -145,7 +145,7 @@ impl Call {
 
     /// The options of a list.
     pub(super) fn list_options(&self) -> Result<ListOptions, Status> {
-        let exact = list_revision(&self.query, self.api.registry.store().revision())?;
+        let exact = list_revision(&self.query, self.api.registry.revision())?;
         let mut fields = self.query.get("fieldSelector").to_owned();
         if !self.target.name.is_empty() {
             // A watch of one object by its path.

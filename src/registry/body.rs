@@ -58,6 +58,17 @@ struct MetadataOnly<'a> {
 }
 
 impl Raw {
+    /// An object that is parsed already, in the form of a stored one.
+    pub fn of(kind: &Kind, object: &Object) -> Result<Self, Status> {
+        let key = Key {
+            resource: kind.resource().into(),
+            namespace: meta::namespace(object).into(),
+            name: meta::name(object).into(),
+        };
+        let revision = meta::resource_version(object).parse().unwrap_or_default();
+        Ok(Self { key, revision, body: encode(object)?, head: Head::of(kind) })
+    }
+
     /// A stored record of a kind.
     pub fn new(head: &Head, record: Record) -> Self {
         Self { key: record.key, revision: record.revision, body: record.data, head: head.clone() }

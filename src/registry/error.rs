@@ -24,7 +24,7 @@ pub(super) fn status(resource: &str, error: Error) -> Status {
 }
 
 /// 504: a resource version this server has not reached.
-pub(super) fn too_large(requested: u64, current: u64) -> Status {
+pub fn too_large(requested: u64, current: u64) -> Status {
     let mut status = Status::timeout(format!("Too large resource version: {requested}, current: {current}"));
     status.details = json!({
         "causes": [{ "reason": "ResourceVersionTooLarge", "message": "Too large resource version" }],

@@ -36,6 +36,7 @@ pub use body::Raw;
 pub use options::{
     DeleteOptions, FieldValidation, ListOptions, Patch, PatchType, Preconditions, Propagation, Warnings, WriteOptions,
 };
+pub use error::too_large as future_revision;
 pub use select::Filter;
 pub use watch::{Event, EventType, Watch};
 use write::Call;
@@ -209,6 +210,11 @@ impl Registry {
         let store = &self.inner.store;
         let watch = store.watch(&resource, ns, after.unwrap_or_else(|| store.revision()));
         Ok(Watch::new(kind, watch.map_err(|e| error::status(&resource, e))?))
+    }
+
+    /// The newest revision of the store.
+    pub fn revision(&self) -> u64 {
+        self.inner.store.revision()
     }
 
     /// Follows the newest revision written: changes when any object of any kind does.

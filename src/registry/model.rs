@@ -5,9 +5,9 @@ use serde_json::Value;
 
 use crate::kinds::patch::{json, merge, strategic};
 use crate::kinds::status::{FieldError, Status};
-use crate::kinds::{Kind, Object, Subresource, fields, schema};
+use crate::kinds::{Kind, Object, Subresource, fields, scale, schema};
 
-use super::{FieldValidation, Patch, PatchType, WriteOptions, sub};
+use super::{FieldValidation, Patch, PatchType, WriteOptions};
 
 /// How managed fields are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,9 +70,9 @@ pub(super) fn patch(
     options: &WriteOptions,
     now: Timestamp,
 ) -> Result<(Object, Operation), Status> {
-    let scale = sub == Some(Subresource::Scale);
-    let (base, ty) = match scale {
-        true => (sub::scale_of(kind, old)?, fields::of("autoscaling", "v1", "Scale")),
+    let scaled = sub == Some(Subresource::Scale);
+    let (base, ty) = match scaled {
+        true => (scale::from_object(old), fields::of("autoscaling", "v1", "Scale")),
         false => (old.clone(), fields::of(&kind.group, &kind.version, &kind.kind)),
     };
     let name = crate::kinds::meta::name(old);

@@ -51,7 +51,11 @@ impl Warnings {
     /// Adds a warning.
     pub fn add(&self, text: impl Into<String>) {
         if let Ok(mut list) = self.0.lock() {
-            list.push(text.into());
+            let text = text.into();
+            // A write that is tried again says everything again.
+            if !list.contains(&text) {
+                list.push(text);
+            }
         }
     }
 
@@ -74,6 +78,8 @@ pub struct ListOptions {
     pub limit: usize,
     /// The token of the page before.
     pub next: String,
+    /// The revision the list must show exactly; 410 if it is older than the kept history.
+    pub exact: Option<u64>,
 }
 
 impl ListOptions {

@@ -42,11 +42,11 @@ pub(super) fn list(store: &Store, kind: &Kind, options: &ListOptions) -> Result<
     let resource = kind.resource();
     let failed = |e| error::status(&resource, e);
     let head = Head::of(kind);
-    if let (Some(name), Some(ns)) = (filter.name(), options.namespace.as_deref().or((!kind.namespaced).then_some(""))) {
+    if let (Some(name), Some(ns), None) = (filter.name(), options.namespace.as_deref().or((!kind.namespaced).then_some("")), options.exact) {
         return one(store, key(kind, ns, name), &head, &filter);
     }
     let token = if options.next.is_empty() { None } else { Some(Token::parse(&options.next)?) };
-    let mut revision = token.as_ref().map(|t| t.revision);
+    let mut revision = token.as_ref().map(|t| t.revision).or(options.exact);
     let mut after = token.map(|t| (t.namespace, t.name));
     let chunk = if filter.is_empty() { options.limit } else { options.limit.min(CHUNK).max(1) };
     let mut list = List::default();

@@ -1,7 +1,6 @@
 //! Create, update, patch and delete: the order of steps of every write.
 
 use jiff::Timestamp;
-use serde_json::Value;
 
 use crate::kinds::status::Status;
 use crate::kinds::{Kind, Object, Subresource, meta};
@@ -148,17 +147,15 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Writes `new` in place of `old` by the rules of the subresource; what changes nothing is not written.
+    /// Writes what was `sent` in place of `old` by the rules of the subresource; what changes nothing is not written.
     async fn replace(
         &self,
         old: Object,
-        mut new: Object,
+        sent: Object,
         sub: Option<Subresource>,
         operation: Operation,
     ) -> Result<Object, Status> {
-        if let Some(Subresource::Scale) = sub {
-            new = sub::rescaled(self.kind, &old, &new)?;
-        }
+        let mut new = sub::expand(self.kind, sub, sent, &old)?;
         identity::check_type(self.kind, &mut new)?;
         identity::check_namespace(self.kind, self.ns, &mut new)?;
         identity::check_same(self.kind, &new, &old)?;
@@ -167,7 +164,9 @@ impl<'a> Call<'a> {
         self.kind.hooks.default(&mut new);
         sub::prepare(self.kind, sub, &mut new, &old);
         let mut errors = self.kind.hooks.validate(&new);
-        errors.extend(self.kind.hooks.validate_update(&new, &old));
+        if sub::follows_update_rules(sub) {
+            errors.extend(self.kind.hooks.validate_update(&new, &old));
+        }
         self.valid(&new, errors)?;
         if operation == Operation::Update {
             model::track(self.kind, &mut new, Some(&old), self.options, sub, self.now);
@@ -264,9 +263,4 @@ fn revision(object: &Object) -> Result<u64, Status> {
 
 fn is_stale(status: &Status) -> bool {
     status.reason == "Conflict" && status.message.contains("the object has been modified")
-}
-
-/// Never a client's: the object as a JSON value for patches.
-pub(super) fn value(object: &Object) -> Value {
-    Value::Object(object.clone())
 }
