@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -102,7 +103,7 @@ impl Api {
         let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(tls), service));
         let result = tokio::select! {
             result = connection.as_mut() => result,
-            _ = stopping.wait_for(|stopping| *stopping) => {
+            () = stopped(&mut stopping) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -111,6 +112,12 @@ impl Api {
             tracing::debug!(%error, "API connection");
         }
     }
+}
+
+/// Resolves when the server was told to stop.
+pub(super) async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // An error means that the server is gone, which is stopping too.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
 /// Small answers go out at once; a peer that lost its power is noticed by the kernel, with no timer of ours.

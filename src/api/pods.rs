@@ -10,8 +10,9 @@ use tokio::time::timeout;
 
 use crate::kinds::status::Status;
 use crate::kinds::{Object, Subresource, meta};
-use crate::link::stream::{Channel, Frame, LogOptions, Stream, StreamRequest};
+use crate::link::stream::{Channel, Frame, LogOptions, StreamRequest};
 
+use super::listen::stopped;
 use super::reply::{Body, typed};
 use super::request::Call;
 use super::route::Target;
@@ -50,7 +51,7 @@ async fn logs(call: &Call, pod: &Object) -> Result<Response<Body>, Status> {
         Ok(None) => return Ok(typed(200, "text/plain", Default::default())),
         Err(_) => None,
     };
-    let mut stopping = call.api.stopping.subscribe();
+    let stopping = call.api.stopping.subscribe();
     let frames = stream::unfold((stream, first), move |(mut stream, first)| {
         let mut stopping = stopping.clone();
         async move {
@@ -58,7 +59,7 @@ async fn logs(call: &Call, pod: &Object) -> Result<Response<Body>, Status> {
                 Some(frame) => Some(frame),
                 None => tokio::select! {
                     frame = stream.rx.recv() => frame,
-                    _ = stopping.wait_for(|stopping| *stopping) => None,
+                    () = stopped(&mut stopping) => None,
                 },
             };
             let data = frame.filter(|f| f.channel != Channel::Error && !f.data.is_empty())?.data;

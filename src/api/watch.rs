@@ -20,6 +20,7 @@ use crate::kinds::Kind;
 use crate::kinds::status::{FieldError, Status};
 use crate::registry::{Event, EventType, Filter, ListOptions, Raw, Registry, Watch};
 
+use super::listen::stopped;
 use super::query::Query;
 use super::reply::{Body, Form, Style, typed};
 use super::request::Call;
@@ -208,7 +209,7 @@ impl State {
         let armed = self.bookmark_due.is_some();
         let changed = async {
             match &mut self.latest {
-                Some(latest) if !armed && latest.changed().await.is_ok() => {}
+                Some(latest) if !armed => drop(latest.changed().await),
                 _ => std::future::pending().await,
             }
         };
@@ -217,7 +218,7 @@ impl State {
             event = self.watch.next() => Woken::Event(event),
             () = self.sleep.as_mut() => Woken::Time,
             () = changed => Woken::Changed,
-            _ = self.stopping.wait_for(|stopping| *stopping) => Woken::Stopping,
+            () = stopped(&mut self.stopping) => Woken::Stopping,
         }
     }
 
