@@ -32,9 +32,9 @@ pub enum Error {
     #[error("the kernel has no {controller} cgroup controller, which the {limit} needs")]
     MissingController {
         /// `memory`, `cpu`, `pids`, `devices`.
-        controller: &'static str,
+        controller: String,
         /// The limit that was asked for.
-        limit: &'static str,
+        limit: String,
     },
     /// A cgroup file could not be written or read.
     #[error("cgroup {}: {source}", path.display())]

@@ -283,10 +283,20 @@ pub enum ContainerState {
     Exited(Exit),
 }
 
+impl ContainerState {
+    /// The exit, if it has ended.
+    pub fn exit(&self) -> Option<&Exit> {
+        match self {
+            Self::Exited(exit) => Some(exit),
+            _ => None,
+        }
+    }
+}
+
 /// How a container ended. Also on disk as `exit.json`, so that it is known after a restart of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// The exit code; 128 + signal where a signal ended it; 127, 126 or 128 where the command could not be run.
+    /// The exit code; 128 + signal where a signal ended it; 128 where the command could not be run.
     pub code: i32,
     /// The signal that ended it.
     pub signal: Option<i32>,
