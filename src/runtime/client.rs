@@ -229,7 +229,9 @@ async fn kill_all(cgroups: &Cgroups, cgroup: &str) {
         }
         cgroups.kill(cgroup);
         for process in processes.into_iter().flatten() {
-            if let Ok(process) = AsyncFd::register_with_interest(process, tokio::io::Interest::READABLE) {
+            // SAFETY: an owned descriptor stays open and the same until it is dropped, by which time it is deregistered.
+            let registered = unsafe { AsyncFd::register_with_interest(process, tokio::io::Interest::READABLE) };
+            if let Ok(process) = registered {
                 // On timeout the loop's own look at the clock ends it.
                 let _ = timeout_at(deadline, process.readable()).await;
             }

@@ -395,7 +395,8 @@ async fn dial(uid: &str, directory: &Path) -> Result<(Arc<AsyncFd<OwnedFd>>, u32
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         connect(socket.as_fd().as_raw_fd(), &address)?;
-        Ok(AsyncFd::register(socket)?)
+        // SAFETY: an owned descriptor stays open and the same until it is dropped, by which time it is deregistered.
+        Ok(unsafe { AsyncFd::register(socket) }?)
     };
     let link = Arc::new(open().map_err(gone)?);
     let hello = link.async_io(tokio::io::Interest::READABLE, |socket| protocol::receive::<FromShim>(socket));
