@@ -195,7 +195,7 @@ impl Sandbox {
         let mut buffer = [0; 2048];
         for pipe in pipes.iter().flatten() {
             // What is in the pipes now; other processes may hold them open for ever.
-            while let Ok(length) = pipe.try_read(&mut buffer)
+            while let Ok(length) = nix::unistd::read(pipe, &mut buffer)
                 && length > 0
                 && output.len() < capture.limit
             {

@@ -59,6 +59,8 @@ pub(super) fn spawn_pause() -> io::Result<u32> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             close_others(Vec::new());
+            // SAFETY: lets go of the pipe the daemon waits on, for /dev/null, which is standard input.
+            unsafe { libc::dup2(0, 1) };
             let mut children = SigSet::empty();
             children.add(Signal::SIGCHLD);
             loop {
