@@ -20,7 +20,6 @@ pub mod namespace;
 pub mod node;
 pub mod openapi;
 pub mod patch;
-pub mod plain;
 pub mod pod;
 pub mod protobuf;
 pub mod quantity;
