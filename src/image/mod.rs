@@ -9,8 +9,8 @@
 //! index.json           which reference names which image; replaced by rename, the only truth about what is present
 //! lock                 flock: held while the index or the layers change
 //! session              present while the store is in use: tells an unclean stop of the machine (see `session`)
-//! blobs/sha256/HEX     configurations and manifests (layer blobs are dropped once unpacked: the unpacked form is what
-//!                      runs, and a board's flash has no room for both)
+//! blobs/sha256/HEX     image configurations (layer blobs are dropped once unpacked: the unpacked form is what runs, and
+//!                      a board's flash has no room for both)
 //! layers/HEX32/        one unpacked layer in overlayfs form, named by the first 32 hex digits of its diff id: short, so
 //!                      that many of them fit into the page of options that mount(2) takes
 //! tmp/                 what is being made; whoever makes it holds a flock, what is not locked is rubbish
@@ -24,9 +24,23 @@ pub use error::{Error, Result};
 pub use reference::{InvalidReference, Reference};
 pub use store::ImageStore;
 
+mod archive;
+mod compression;
+mod demo;
+mod digest;
 mod error;
+mod import;
+mod index;
+mod layer;
+mod manifest;
+mod platform;
+mod progress;
 mod reference;
+mod session;
 mod store;
+mod tarball;
+mod tree;
+mod usage;
 
 /// The reference of the demonstration image that is always present (see [`ImageStore::ensure_demo`]).
 pub const DEMO_REFERENCE: &str = "docker.io/umiak/demo:latest";
