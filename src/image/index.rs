@@ -123,6 +123,12 @@ impl Index {
         self.names_of(id).filter(|name| !name.contains('@')).cloned().collect()
     }
 
+    /// Images that lost their last name to another, and are not pinned.
+    pub(super) fn nameless(&self) -> BTreeSet<Digest> {
+        let is_nameless = |(id, image): &(&Digest, &ImageRecord)| !image.pinned && self.names_of(id).next().is_none();
+        self.images.iter().filter(is_nameless).map(|(id, _)| id.clone()).collect()
+    }
+
     /// Bytes of an image's layers.
     pub(super) fn size_of(&self, image: &ImageRecord) -> u64 {
         image.layers.iter().filter_map(|l| self.layers.get(l)).map(|l| l.size).sum()

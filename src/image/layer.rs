@@ -29,6 +29,8 @@ const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 const DIRECTORY_MODE: u32 = 0o755;
 const BUFFER: usize = 128 << 10;
+/// Deeper trees are refused: they serve nothing but to exhaust whoever walks them.
+const MAX_DEPTH: usize = 256;
 
 /// Applies every entry of `tar` below the existing empty directory `root` and returns the bytes of its files.
 ///
@@ -137,7 +139,7 @@ impl Unpacker {
     /// Opens a directory of the layer and makes what is missing of it.
     fn directory(&self, path: &[&[u8]]) -> io::Result<OwnedFd> {
         if path.is_empty() {
-            return Ok(self.root.try_clone()?);
+            return self.root.try_clone();
         }
         match self.open(path) {
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
@@ -229,6 +231,9 @@ fn components(path: &[u8]) -> io::Result<Vec<&[u8]>> {
     let all: Vec<_> = path.split(|b| *b == b'/').filter(|c| !c.is_empty() && *c != b".").collect();
     if all.contains(&&b".."[..]) {
         return Err(invalid(format!("the name {} leaves the layer", lossy(path))));
+    }
+    if all.len() > MAX_DEPTH {
+        return Err(invalid("the name has more than 256 components"));
     }
     Ok(all)
 }

@@ -141,7 +141,7 @@ pub(super) fn find(archive: &Archive, machine: &Machine, name: Option<&Reference
     let unnamed: Vec<_> = found.iter_mut().filter(|f| f.references.is_empty()).collect();
     match (unnamed.len(), name) {
         (0, _) => {}
-        (1, Some(name)) => unnamed.into_iter().for_each(|f| drop(f.references.insert(name.clone()))),
+        (1, Some(name)) => unnamed.into_iter().for_each(|f| f.references.extend([name.clone()])),
         (1, None) => return Err(archive.error("the image in it has no name: give one with --name")),
         (n, _) => return Err(archive.error(format!("{n} images in it have no name"))),
     }

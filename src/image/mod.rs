@@ -41,6 +41,8 @@ mod store;
 mod tarball;
 mod tree;
 mod usage;
+#[cfg(test)]
+mod test_archives;
 
 /// The reference of the demonstration image that is always present (see [`ImageStore::ensure_demo`]).
 pub const DEMO_REFERENCE: &str = "docker.io/umiak/demo:latest";

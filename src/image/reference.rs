@@ -289,7 +289,7 @@ mod tests {
             &long_tag,
             &long_name,
         ] {
-            let error = text.parse::<Reference>().expect_err(text).to_string();
+            let error = text.parse::<Reference>().map(|r| panic!("{text}: {r}")).unwrap_err().to_string();
             assert!(error.starts_with("invalid image name "), "{text}: {error}");
         }
     }

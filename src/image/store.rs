@@ -234,37 +234,27 @@ impl ImageStore {
     }
 
     /// Removes images without a name, and what belongs to no image, unless it is mounted or pinned.
-    pub(super) fn collect(&self, lock: &Lock) -> Result<()> {
+    pub(super) fn collect(&self, _lock: &Lock) -> Result<()> {
         let mut index = Index::load(&self.directory)?;
-        let named: HashSet<&Digest> = index.names.values().collect();
-        let nameless: Vec<Digest> = index
-            .images
-            .iter()
-            .filter(|(id, image)| !named.contains(id) && !image.pinned)
-            .map(|(id, _)| id.clone())
-            .collect();
-        let layers = self.strangers("layers", |name| index.layers.keys().any(|l| layer_name(l) == name))?;
-        let blobs = self.strangers("blobs/sha256", |name| index.images.keys().any(|id| id.hex() == name))?;
-        if nameless.is_empty() && layers.is_empty() && blobs.is_empty() {
-            return Ok(());
-        }
-        let mounted = Mounted::now();
-        let free = |id: &Digest| !mounted.runs(&index.images[id].layers);
-        let unused: Vec<Digest> = nameless.into_iter().filter(free).collect();
-        if !unused.is_empty() {
-            index.images.retain(|id, _| !unused.contains(id));
-            index.drop_unused_layers();
-            index.save(&self.directory)?;
-            return self.collect(lock);
-        }
-        for path in blobs {
-            remove(&path)?;
-        }
-        for path in layers {
-            // What stepped aside for a repaired layer has a suffix.
-            if !mounted.uses(&path.file_stem().unwrap_or_default().to_string_lossy()) {
-                remove(&path)?;
+        let nameless = index.nameless();
+        if !nameless.is_empty() {
+            let mounted = Mounted::now();
+            let before = index.images.len();
+            index.images.retain(|id, image| !nameless.contains(id) || mounted.runs(&image.layers));
+            if index.images.len() < before {
+                index.drop_unused_layers();
+                index.save(&self.directory)?;
             }
+        }
+        for blob in self.strangers("blobs/sha256", |name| index.images.keys().any(|id| id.hex() == name))? {
+            remove(&blob)?;
+        }
+        let layers = self.strangers("layers", |name| index.layers.keys().any(|l| layer_name(l) == name))?;
+        if !layers.is_empty() {
+            let mounted = Mounted::now();
+            // What stepped aside for a repaired layer has a suffix.
+            let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            layers.iter().filter(|path| !mounted.uses(&name(path))).try_for_each(|path| remove(path))?;
         }
         Ok(())
     }

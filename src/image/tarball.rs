@@ -163,7 +163,7 @@ impl<R: Forward> Tar<R> {
         }
         let sum: u32 = header.as_bytes().iter().map(|b| u32::from(*b)).sum();
         let without: u32 = header.as_bytes()[148..156].iter().map(|b| u32::from(*b)).sum();
-        if number(&header.as_old().cksum)? != u64::from(sum - without + 8 * u32::from(b' ')) {
+        if number(&header.as_old().cksum).ok() != Some(u64::from(sum - without + 8 * u32::from(b' '))) {
             return Err(invalid("it is not a tar archive, or an entry's header is damaged (checksum)"));
         }
         self.set_size(number(&header.as_old().size)?);

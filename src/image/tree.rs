@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::digest::{Digest, Hasher};
 
 const BUFFER: usize = 128 << 10;
+/// Symbolic links let a layer's tar make deeper trees than its names are.
+const MAX_DEPTH: usize = 512;
 
 /// How thoroughly a tree is compared with its [`Seal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +34,7 @@ impl Seal {
     /// Reads the whole tree.
     pub(super) fn of(root: &Path) -> io::Result<Seal> {
         let mut walk = Walk { structure: Hasher::default(), contents: Some((Hasher::default(), vec![0; BUFFER])) };
-        walk.directory(root)?;
+        walk.directory(root, 0)?;
         let contents = walk.contents.map(|(hasher, _)| hasher).unwrap_or_default().finish();
         Ok(Seal { structure: walk.structure.finish(), contents })
     }
@@ -43,7 +45,7 @@ impl Seal {
             return Ok(Seal::of(root)? == *self);
         }
         let mut walk = Walk { structure: Hasher::default(), contents: None };
-        walk.directory(root)?;
+        walk.directory(root, 0)?;
         Ok(walk.structure.finish() == self.structure)
     }
 }
@@ -55,7 +57,10 @@ struct Walk {
 
 impl Walk {
     /// Depth first, by name; leaving a directory is recorded too, so that no two trees give the same record.
-    fn directory(&mut self, path: &Path) -> io::Result<()> {
+    fn directory(&mut self, path: &Path, depth: usize) -> io::Result<()> {
+        if depth > MAX_DEPTH {
+            return Err(io::Error::other("directories are nested too deeply"));
+        }
         let mut entries = fs::read_dir(path)?.collect::<io::Result<Vec<_>>>()?;
         entries.sort_by_key(|e| e.file_name());
         for entry in entries {
@@ -65,7 +70,7 @@ impl Walk {
             if metadata.is_symlink() {
                 self.structure.field(fs::read_link(&path)?.as_os_str().as_bytes());
             } else if metadata.is_dir() {
-                self.directory(&path)?;
+                self.directory(&path, depth + 1)?;
             } else if metadata.is_file() {
                 self.file(&path)?;
             }
@@ -112,7 +117,8 @@ mod tests {
 
     #[test]
     fn sees_every_change_of_structure() {
-        let changes: [(&str, fn(&Path)); 6] = [
+        type Change = fn(&Path);
+        let changes: [(&str, Change); 6] = [
             ("shorter file", |r| fs::write(r.join("d/f"), "ab").unwrap()),
             ("missing file", |r| fs::remove_file(r.join("d/f")).unwrap()),
             ("additional file", |r| fs::write(r.join("g"), "").unwrap()),

@@ -75,7 +75,12 @@ impl Leases {
     }
 
     pub(super) fn free(&mut self, pod: &str) -> Result<()> {
-        if self.table.pods.contains_key(pod) { self.change(|table, _| drop(table.pods.remove(pod))) } else { Ok(()) }
+        if !self.table.pods.contains_key(pod) {
+            return Ok(());
+        }
+        self.change(|table, _| {
+            table.pods.remove(pod);
+        })
     }
 
     /// Removes the file.
