@@ -12,7 +12,7 @@ use super::archive::{Archive, describe};
 use super::compression::decompress;
 use super::digest::{Digest, Hashing};
 use super::error::{At, Error, Result};
-use super::index::{self, ImageRecord, Index, LayerRecord};
+use super::index::{self, ArchiveRecord, ImageRecord, Index, LayerRecord};
 use super::manifest::{self, Found, FoundLayer};
 use super::platform::Machine;
 use super::progress::Told;
@@ -41,7 +41,7 @@ impl ImageStore {
     }
 
     /// Imports every `*.tar`, `*.tar.gz`, `*.tgz` and `*.tar.zst` of `directory` that changed since it was last
-    /// imported. One bad archive does not keep the others out: each has its own result. A missing directory is empty.
+    /// imported, or whose image was damaged since. What the operator removed does not come back. One bad archive does not keep the others out: each has its own result. A missing directory is empty.
     pub fn import_directory(&self, directory: &Path) -> Vec<(PathBuf, Result<Vec<Reference>>)> {
         let mut paths: Vec<PathBuf> = fs::read_dir(directory)
             .into_iter()
@@ -61,10 +61,13 @@ impl ImageStore {
             Ok(m) => format!("{}:{}:{}.{}", m.ino(), m.size(), m.mtime(), m.mtime_nsec()),
             Err(e) => return Some(Err(e).at("read", path)),
         };
-        match self.index() {
-            Ok(index) if index.archives.get(&name) == Some(&stamp) => return None,
-            Ok(_) => {}
+        let index = match self.index() {
+            Ok(index) => index,
             Err(e) => return Some(Err(e)),
+        };
+        let known = index.archives.get(&name).filter(|record| record.stamp == stamp);
+        if known.is_some_and(|record| record.images.iter().all(|id| self.is_sound(&index, id))) {
+            return None;
         }
         Some(self.import_noting(Source::Path(path), &ImportOptions::default(), Some((name, stamp)), &mut |_| {}))
     }
@@ -150,6 +153,7 @@ impl ImageStore {
             index.layers.insert(diff_id, record);
         }
         index::sync_directory(&self.directory.join("layers"))?;
+        let images = found.iter().map(|image| image.id.clone()).collect();
         let mut names = Vec::new();
         for image in found {
             index::write_durably(&index::blob_path(&self.directory, &image.id), &image.config)?;
@@ -157,7 +161,7 @@ impl ImageStore {
             record(index, image, pin);
         }
         if let Some((archive, stamp)) = note {
-            index.archives.insert(archive, stamp);
+            index.archives.insert(archive, ArchiveRecord { stamp, images });
         }
         index.archives.retain(|archive, _| Path::new(archive).exists());
         index.save(&self.directory)?;

@@ -27,9 +27,9 @@ pub(super) struct Index {
     pub(super) names: BTreeMap<String, Digest>,
     /// By diff id.
     pub(super) layers: BTreeMap<Digest, LayerRecord>,
-    /// Archives imported at start, by path, and what they looked like then.
+    /// Archives imported at start, by path.
     #[serde(default)]
-    pub(super) archives: BTreeMap<String, String>,
+    pub(super) archives: BTreeMap<String, ArchiveRecord>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +52,14 @@ pub(super) struct LayerRecord {
     pub(super) seal: Option<Seal>,
     /// Boot in which it was written: what was new at a power cut is checked more thoroughly.
     pub(super) boot: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ArchiveRecord {
+    /// Tells one version of the file from another.
+    pub(super) stamp: String,
+    /// What it brought.
+    pub(super) images: BTreeSet<Digest>,
 }
 
 /// Tells one version of the index file from another.

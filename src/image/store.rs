@@ -83,18 +83,8 @@ impl ImageStore {
     pub fn get(&self, reference: &Reference) -> Result<Image> {
         let index = self.index()?;
         let id = index.find(reference).ok_or_else(|| Error::NotPresent(reference.clone()))?;
+        let config = self.examine(&reference.to_string(), &index, id)?;
         let record = &index.images[id];
-        let config = self.config(reference, id)?;
-        for layer in &record.layers {
-            let path = index::layer_path(&self.directory, layer);
-            if !path.is_dir() {
-                return Err(damaged(reference, layer, "its directory is missing"));
-            }
-            if let Some(suspect) = &self.session.suspect {
-                let new = index.layers.get(layer).is_none_or(|l| l.boot == *suspect);
-                self.check_once(reference, &index, layer, if new { Depth::Contents } else { Depth::Structure })?;
-            }
-        }
         Ok(Image {
             id: id.to_string(),
             config: config.into_config(),
@@ -118,8 +108,9 @@ impl ImageStore {
     pub fn verify(&self, reference: &Reference) -> Result<()> {
         let index = self.index()?;
         let id = index.find(reference).ok_or_else(|| Error::NotPresent(reference.clone()))?;
-        self.config(reference, id)?;
-        index.images[id].layers.iter().try_for_each(|l| self.check(reference, &index, l, Depth::Contents))
+        let name = reference.to_string();
+        self.config(&name, id)?;
+        index.images[id].layers.iter().try_for_each(|l| self.check(&name, &index, l, Depth::Contents))
     }
 
     /// Takes the name away and, with an image's last name, the image and the layers no other image has. A reference by
@@ -173,30 +164,49 @@ impl ImageStore {
         Ok(cache.1.clone())
     }
 
-    fn config(&self, reference: &Reference, id: &Digest) -> Result<ConfigFile> {
-        let bytes =
-            fs::read(index::blob_path(&self.directory, id)).map_err(|e| damaged(reference, id, &e.to_string()))?;
-        if Digest::of(&bytes) != *id {
-            return Err(damaged(reference, id, "its content has another digest"));
+    /// What every look-up checks. `name` is for the message.
+    fn examine(&self, name: &str, index: &Index, id: &Digest) -> Result<ConfigFile> {
+        let config = self.config(name, id)?;
+        for layer in &index.images[id].layers {
+            if !index::layer_path(&self.directory, layer).is_dir() {
+                return Err(damaged(name, layer, "its directory is missing"));
+            }
+            if let Some(suspect) = &self.session.suspect {
+                let new = index.layers.get(layer).is_none_or(|l| l.boot == *suspect);
+                self.check_once(name, index, layer, if new { Depth::Contents } else { Depth::Structure })?;
+            }
         }
-        serde_json::from_slice(&bytes).map_err(|e| damaged(reference, id, &e.to_string()))
+        Ok(config)
     }
 
-    fn check_once(&self, reference: &Reference, index: &Index, layer: &Digest, depth: Depth) -> Result<()> {
+    /// Whether a look-up would find the image undamaged; one that was removed is no concern.
+    pub(super) fn is_sound(&self, index: &Index, id: &Digest) -> bool {
+        !index.images.contains_key(id) || self.examine(id.as_str(), index, id).is_ok()
+    }
+
+    fn config(&self, name: &str, id: &Digest) -> Result<ConfigFile> {
+        let bytes = fs::read(index::blob_path(&self.directory, id)).map_err(|e| damaged(name, id, &e.to_string()))?;
+        if Digest::of(&bytes) != *id {
+            return Err(damaged(name, id, "its content has another digest"));
+        }
+        serde_json::from_slice(&bytes).map_err(|e| damaged(name, id, &e.to_string()))
+    }
+
+    fn check_once(&self, name: &str, index: &Index, layer: &Digest, depth: Depth) -> Result<()> {
         if relock(&self.verified).contains(layer) {
             return Ok(());
         }
-        self.check(reference, index, layer, depth)?;
+        self.check(name, index, layer, depth)?;
         relock(&self.verified).insert(layer.clone());
         Ok(())
     }
 
-    fn check(&self, reference: &Reference, index: &Index, layer: &Digest, depth: Depth) -> Result<()> {
+    fn check(&self, name: &str, index: &Index, layer: &Digest, depth: Depth) -> Result<()> {
         let Some(seal) = index.layers.get(layer).and_then(|l| l.seal.as_ref()) else { return Ok(()) };
         match seal.fits(&index::layer_path(&self.directory, layer), depth) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(damaged(reference, layer, "its files are not what was imported")),
-            Err(e) => Err(damaged(reference, layer, &e.to_string())),
+            Ok(false) => Err(damaged(name, layer, "its files are not what was imported")),
+            Err(e) => Err(damaged(name, layer, &e.to_string())),
         }
     }
 
@@ -277,8 +287,8 @@ fn open_lock(path: &Path) -> Result<File> {
     File::options().create(true).truncate(false).write(true).open(path).at("open", path)
 }
 
-fn damaged(reference: &Reference, digest: &Digest, problem: &str) -> Error {
-    Error::Damaged { image: reference.to_string(), digest: digest.to_string(), problem: problem.to_owned() }
+fn damaged(name: &str, digest: &Digest, problem: &str) -> Error {
+    Error::Damaged { image: name.to_owned(), digest: digest.to_string(), problem: problem.to_owned() }
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -437,6 +437,20 @@ fn a_directory_is_imported_once_and_bad_archives_do_not_stop_good_ones() {
 }
 
 #[test]
+fn a_damaged_image_is_repaired_from_the_import_directory() {
+    let mut fixture = fixture();
+    let source = tempfile::tempdir().unwrap();
+    fs::write(source.path().join("a.tar"), TestImage::new(&["a"]).docker(&["a"])).unwrap();
+    fs::write(source.path().join("b.tar"), TestImage::new(&["b"]).docker(&["b"])).unwrap();
+    fixture.store.import_directory(source.path());
+    fs::write(fixture.get("a").unwrap().layers[0].join("file0"), "").unwrap();
+    fixture.power_cut();
+    let results = fixture.store.import_directory(source.path());
+    assert!(matches!(&results[..], [(path, Ok(_))] if path.ends_with("a.tar")), "{results:?}");
+    assert_eq!(texts(&fixture.get("a").unwrap()), ["a"]);
+}
+
+#[test]
 fn the_demonstration_image_is_made_once_and_runs() {
     let mut fixture = fixture();
     fixture.store.ensure_demo().unwrap();
@@ -460,6 +474,27 @@ fn the_demonstration_image_is_made_once_and_runs() {
     assert_eq!(fixture.entries("layers"), 1);
     fixture.reopen();
     assert_eq!(fixture.entries("layers"), 1);
+}
+
+#[test]
+fn many_threads_may_share_a_store() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    let fixture = fixture();
+    shared(&fixture.store);
+    let archives: Vec<Vec<u8>> =
+        (0..4).map(|n| TestImage::new(&["base", &n.to_string()]).docker(&[&format!("a:{n}")])).collect();
+    std::thread::scope(|scope| {
+        for archive in &archives {
+            scope.spawn(|| {
+                // A store of its own, as another process has.
+                let store = ImageStore::open(&fixture.store.directory).unwrap();
+                let mut bytes = archive.as_slice();
+                store.import(Source::Stream(&mut bytes, "x"), &ImportOptions::default(), &mut |_| {}).unwrap();
+            });
+        }
+    });
+    assert_eq!(fixture.store.list().unwrap().len(), 4);
+    assert_eq!((fixture.entries("layers"), fixture.entries("tmp")), (5, 0));
 }
 
 #[test]

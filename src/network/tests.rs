@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::*;
@@ -15,7 +16,10 @@ const CIDR: &str = "10.77.0.0/24";
 /// Runs a test as its own node: a thread in a fresh network namespace with a runtime of its own.
 fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>).unwrap();
         let room = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test(room.path().to_owned()));
@@ -91,6 +95,9 @@ fn pods_reach_each_other_and_the_node() {
         let second = network.attach("pod-2", Netns::Fd(two.as_fd())).await.unwrap();
         assert_eq!([first, second], [Ipv4Addr::new(10, 77, 0, 2), Ipv4Addr::new(10, 77, 0, 3)]);
         assert_eq!(network.gateway(), Ipv4Addr::new(10, 77, 0, 1));
+
+        let hairpin = format!("/sys/class/net/{}/brport/hairpin_mode", host_name("pod-1"));
+        assert_eq!(std::fs::read_to_string(hairpin).unwrap().trim(), "1");
 
         let server = greet(inside(&two, move || TcpListener::bind((second, 80)).unwrap()));
         assert_eq!(inside(&one, move || talk(second, 80)), "hello", "pod to pod");
@@ -199,6 +206,28 @@ fn what_is_gone_is_cleaned_up() {
         network.destroy().await.unwrap();
         assert_eq!(interfaces(), ["lo"]);
         assert!(!room.join("leases.json").exists());
+    });
+}
+
+#[test]
+fn futures_may_move_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    fn movable<T: Send>(_: T) {}
+    shared::<Network>();
+    on_a_node(async |room| {
+        movable(Network::open(config(&room)));
+        let network = Network::open(config(&room)).await.unwrap();
+        let one = pod();
+        movable(network.attach("pod-1", Netns::Fd(one.as_fd())));
+        movable(network.detach("pod-1"));
+        let live = HashSet::new();
+        movable(network.reconcile(&live));
+        // Several at once, as pods start together.
+        let pods: Vec<File> = (0..8).map(|_| pod()).collect();
+        let names: Vec<String> = (0..8).map(|n| format!("many-{n}")).collect();
+        let all = pods.iter().zip(&names).map(|(pod, name)| network.attach(name, Netns::Fd(pod.as_fd())));
+        let addresses = futures_util::future::join_all(all).await.into_iter().collect::<Result<HashSet<_>>>();
+        assert_eq!((addresses.unwrap().len(), ours()), (8, 8));
     });
 }
 
