@@ -123,7 +123,12 @@ mod tests {
             ("of a leaving owner", &leaving, json!({"ownerReferences": by("o")}), Claim::Ignore),
             ("of somebody else", &owner, json!({"labels": web, "ownerReferences": by("x")}), Claim::Ignore),
             ("free, matching", &owner, json!({"labels": web}), Claim::Adopt),
-            ("owned but not controlled", &owner, json!({"labels": web, "ownerReferences": [{"uid": "x"}]}), Claim::Adopt),
+            (
+                "owned but not controlled",
+                &owner,
+                json!({"labels": web, "ownerReferences": [{"uid": "x"}]}),
+                Claim::Adopt,
+            ),
             ("free, not matching", &owner, json!({}), Claim::Ignore),
             ("free, leaving", &owner, json!({"labels": web, "deletionTimestamp": time}), Claim::Ignore),
             ("free, owner leaving", &leaving, json!({"labels": web}), Claim::Ignore),

@@ -1,6 +1,7 @@
 //! One file a controller, one shared work queue and runner.
 
 pub mod claim;
+pub mod deployment;
 pub mod model;
 pub mod queue;
 pub mod replicaset;
@@ -33,5 +34,7 @@ fn still_there<T>(result: Result<T, Status>) -> Result<Option<T>, Status> {
 /// Whether a create was refused because the namespace is being deleted.
 fn namespace_is_terminating(status: &Status) -> bool {
     let causes = status.details.get("causes").and_then(Value::as_array);
-    causes.is_some_and(|list| list.iter().any(|c| c.get("reason").and_then(Value::as_str) == Some("NamespaceTerminating")))
+    causes.is_some_and(|list| {
+        list.iter().any(|c| c.get("reason").and_then(Value::as_str) == Some("NamespaceTerminating"))
+    })
 }

@@ -211,7 +211,11 @@ impl Pod {
         }
         // A condition that does not say since when counts from now, as if it had just become true.
         let since = ready.last_transition_time.unwrap_or(now);
-        Some(min_ready_seconds.saturating_sub(now.as_second().saturating_sub(since.as_second())).clamp(0, min_ready_seconds))
+        Some(
+            min_ready_seconds
+                .saturating_sub(now.as_second().saturating_sub(since.as_second()))
+                .clamp(0, min_ready_seconds),
+        )
     }
 }
 
@@ -242,19 +246,19 @@ pub fn to_object(part: &impl Serialize) -> Result<Object, Status> {
 }
 
 /// `metav1.LabelSelector`. An empty one selects everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Selector {
     /// `matchLabels`
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Labels::is_empty")]
     pub match_labels: Labels,
     /// `matchExpressions`
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub match_expressions: Vec<Requirement>,
 }
 
 /// One of `matchExpressions`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Requirement {
     /// The label's key.
@@ -262,7 +266,7 @@ pub struct Requirement {
     /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
     pub operator: String,
     /// The values `In` and `NotIn` speak of.
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
 }
 

@@ -111,7 +111,9 @@ impl<K: Clone + Eq + Hash> Queue<K> {
 
 /// The delay after the given number of earlier failures in a row.
 fn backoff(earlier: u32) -> Duration {
-    2u32.checked_pow(earlier).and_then(|factor| FIRST_RETRY.checked_mul(factor)).map_or(LAST_RETRY, |d| d.min(LAST_RETRY))
+    2u32.checked_pow(earlier)
+        .and_then(|factor| FIRST_RETRY.checked_mul(factor))
+        .map_or(LAST_RETRY, |d| d.min(LAST_RETRY))
 }
 
 #[cfg(test)]

@@ -150,7 +150,10 @@ impl Work<'_> {
     }
 
     /// Queues every object there is and returns the changes from there on.
-    async fn start(&mut self, registry: &Registry) -> Result<SelectAll<BoxStream<'static, Result<Event, Status>>>, Status> {
+    async fn start(
+        &mut self,
+        registry: &Registry,
+    ) -> Result<SelectAll<BoxStream<'static, Result<Event, Status>>>, Status> {
         let mut changes = SelectAll::new();
         for kind in self.kinds(registry) {
             let mut options = ListOptions { limit: PAGE, ..ListOptions::default() };

@@ -20,7 +20,7 @@ use crate::kinds::{Kind, Object, Subresource};
 use crate::registry::{DeleteOptions, ListOptions, Registry, WriteOptions};
 use crate::store::Key;
 
-use super::claim::{self, Claim, Owner};
+use super::claim::{self, Owner};
 use super::model::{Labels, Meta, Pod, Selector, controller_reference, now, to_object};
 use super::runner::{Change, Controller, Interest, Next, Orphans};
 use super::{kind, namespace_is_terminating, still_there};
@@ -167,12 +167,13 @@ impl ReplicaSets {
     async fn write_status(&self, set: &ReplicaSet, status: &plan::Status) -> Result<(), Status> {
         let status = to_object(status)?;
         let Meta { namespace, name, uid, .. } = &set.metadata;
-        let written = self.registry.modify(&self.sets, namespace, name, Some(Subresource::Status), &self.options, |set| {
-            if meta::uid(set) == uid {
-                set.insert("status".to_owned(), Value::Object(status.clone()));
-            }
-            Ok(())
-        });
+        let written =
+            self.registry.modify(&self.sets, namespace, name, Some(Subresource::Status), &self.options, |set| {
+                if meta::uid(set) == uid {
+                    set.insert("status".to_owned(), Value::Object(status.clone()));
+                }
+                Ok(())
+            });
         still_there(written.await).map(drop)
     }
 
@@ -253,7 +254,8 @@ fn pod_from(set: &ReplicaSet) -> Result<Object, Status> {
     }
     metadata.insert("generateName".to_owned(), format!("{}-", set.metadata.name).into());
     metadata.insert("namespace".to_owned(), set.metadata.namespace.as_str().into());
-    metadata.insert("ownerReferences".to_owned(), json!([controller_reference("apps/v1", "ReplicaSet", &set.metadata)]));
+    metadata
+        .insert("ownerReferences".to_owned(), json!([controller_reference("apps/v1", "ReplicaSet", &set.metadata)]));
     let spec = template.get("spec").cloned().unwrap_or_else(|| json!({}));
     to_object(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
 }
