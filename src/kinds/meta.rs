@@ -46,6 +46,26 @@ pub fn object_at<'a>(object: &'a Object, path: &str) -> Option<&'a Object> {
     pointer(object, path).and_then(Value::as_object)
 }
 
+/// The string under a key, empty if there is none.
+pub fn text<'a>(object: &'a Object, key: &str) -> &'a str {
+    object.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The integer under a key.
+pub fn int(object: &Object, key: &str) -> Option<i64> {
+    object.get(key).and_then(Value::as_i64)
+}
+
+/// The boolean under a key, `false` if there is none.
+pub fn flag(object: &Object, key: &str) -> bool {
+    object.get(key).and_then(Value::as_bool).unwrap_or_default()
+}
+
+/// The object under a key.
+pub fn sub<'a>(object: &'a Object, key: &str) -> Option<&'a Object> {
+    object.get(key).and_then(Value::as_object)
+}
+
 /// The object at a path; it and the objects on the way are made if absent. What is in the way and no object is replaced.
 /// List indexes are not followed.
 pub fn object_at_mut<'a>(object: &'a mut Object, path: &str) -> &'a mut Object {

@@ -2,11 +2,32 @@
 //!
 //! A new kind is a row in [`table`] and, if it has rules, a file with its [`Hooks`]. Nothing else changes.
 
+pub mod check;
+pub mod config_map;
+pub mod deployment;
+pub mod duration;
+pub mod event;
+pub mod field_selector;
+pub mod format;
+pub mod hash;
+pub mod lease;
 pub mod meta;
+pub mod metadata;
+pub mod names;
+pub mod namespace;
+pub mod node;
 pub mod plain;
-pub mod fields;
+pub mod pod;
+pub mod quantity;
+pub mod replica_set;
+pub mod scale;
+pub mod secret;
+pub mod selector;
+pub mod service_account;
 pub mod status;
 pub mod table;
+pub mod unsupported;
+pub mod workload;
 
 use std::borrow::Cow;
 
@@ -94,7 +115,8 @@ pub trait Hooks: Sync + Send {
         Vec::new()
     }
 
-    /// The table's columns after `Name`, `Age` included.
+    /// The table's columns after `Name`, `Age` included. Where one of them is `Name` itself (Event), the table has no
+    /// leading `Name`.
     fn columns(&self) -> &'static [Column];
 
     /// One row's cells, one for each of [`Hooks::columns`].

@@ -3,6 +3,16 @@
 use std::borrow::Cow;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::config_map::ConfigMap;
+use super::deployment::Deployment;
+use super::event::Event;
+use super::lease::Lease;
+use super::namespace::Namespace;
+use super::node::Node;
+use super::pod::Pod;
+use super::replica_set::ReplicaSet;
+use super::secret::Secret;
+use super::service_account::ServiceAccount;
 use super::status::qualified;
 use super::{Hooks, Kind, Subresource};
 
@@ -112,15 +122,14 @@ use Subresource::{Binding, Eviction, Other, Scale, Status};
 
 /// The built-in kinds: groups in the order of Kubernetes' discovery, resources by name.
 fn rows() -> Vec<Kind> {
-    let hooks: &'static dyn Hooks = &super::plain::Plain;
-    let core = |kind, plural, hooks| Kind::new(("", "v1"), kind, plural, hooks);
-    let apps = |kind, plural, hooks| Kind::new(("apps", "v1"), kind, plural, hooks).in_all();
+    let core = |kind, plural, hooks: &'static dyn Hooks| Kind::new(("", "v1"), kind, plural, hooks);
+    let apps = |kind, plural, hooks: &'static dyn Hooks| Kind::new(("apps", "v1"), kind, plural, hooks).in_all();
     vec![
-        core("ConfigMap", "configmaps", hooks).short("cm"),
-        core("Event", "events", hooks).short("ev").volatile(),
-        core("Namespace", "namespaces", hooks).short("ns").cluster().sub(&[Other("finalize"), Status]),
-        core("Node", "nodes", hooks).short("no").cluster().sub(&[Status]),
-        core("Pod", "pods", hooks).short("po").in_all().sub(&[
+        core("ConfigMap", "configmaps", &ConfigMap).short("cm"),
+        core("Event", "events", &Event).short("ev").volatile(),
+        core("Namespace", "namespaces", &Namespace).short("ns").cluster().sub(&[Other("finalize"), Status]),
+        core("Node", "nodes", &Node).short("no").cluster().sub(&[Status]),
+        core("Pod", "pods", &Pod).short("po").in_all().sub(&[
             Other("attach"),
             Binding,
             Eviction,
@@ -129,11 +138,11 @@ fn rows() -> Vec<Kind> {
             Other("portforward"),
             Status,
         ]),
-        core("Secret", "secrets", hooks),
-        core("ServiceAccount", "serviceaccounts", hooks).short("sa"),
-        apps("Deployment", "deployments", hooks).short("deploy").sub(&[Scale, Status]),
-        apps("ReplicaSet", "replicasets", hooks).short("rs").sub(&[Scale, Status]),
-        Kind::new(("coordination.k8s.io", "v1"), "Lease", "leases", hooks).volatile(),
+        core("Secret", "secrets", &Secret),
+        core("ServiceAccount", "serviceaccounts", &ServiceAccount).short("sa"),
+        apps("Deployment", "deployments", &Deployment).short("deploy").sub(&[Scale, Status]),
+        apps("ReplicaSet", "replicasets", &ReplicaSet).short("rs").sub(&[Scale, Status]),
+        Kind::new(("coordination.k8s.io", "v1"), "Lease", "leases", &Lease).volatile(),
     ]
 }
 
