@@ -11,12 +11,6 @@ pub struct Affinity {
     /// `nodeAffinity`
     #[serde(deserialize_with = "or_default")]
     pub node_affinity: NodeAffinity,
-    /// `podAffinity`
-    #[serde(deserialize_with = "or_default")]
-    pub pod_affinity: super::spread::PodAffinity,
-    /// `podAntiAffinity`
-    #[serde(deserialize_with = "or_default")]
-    pub pod_anti_affinity: super::spread::PodAffinity,
 }
 
 /// `nodeAffinity`
