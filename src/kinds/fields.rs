@@ -56,8 +56,6 @@ pub enum Ty {
     Time,
     /// RFC 3339 time with microseconds (`metav1.MicroTime`).
     MicroTime,
-    /// `metav1.Duration`, a string such as `1m30s`.
-    Duration,
     /// `runtime.RawExtension`: any object.
     Raw,
     /// Any JSON value (`apiextensions` `JSON`).
@@ -185,6 +183,55 @@ impl Type {
             (true, Ty::Struct(embedded)) => embedded.json_fields(),
             _ => Box::new(std::iter::once(field)),
         }))
+    }
+}
+
+/// Where a walk through an object is: what the table says about the value at hand.
+#[derive(Clone, Copy)]
+pub enum Place {
+    /// A whole object of this type.
+    Root(&'static Type),
+    /// The value of a field, lists and maps as a whole.
+    Field(&'static Field),
+    /// One element of a list or map field.
+    Element(&'static Field),
+    /// A value the table knows nothing of, such as the inside of a custom resource.
+    Free,
+}
+
+impl Place {
+    /// The place of a member of the JSON object at this place.
+    pub fn child(self, key: &str) -> Place {
+        match self {
+            Place::Field(field) if field.shape == Shape::Map => Place::Element(field),
+            _ => self.struct_type().and_then(|ty| ty.field(key)).map_or(Place::Free, Place::Field),
+        }
+    }
+
+    /// The struct at this place.
+    pub fn struct_type(self) -> Option<&'static Type> {
+        match self {
+            Place::Root(ty) => Some(ty),
+            Place::Field(field) if field.shape != Shape::One => None,
+            Place::Field(field) | Place::Element(field) => match field.ty {
+                Ty::Struct(ty) | Ty::StructOr(ty) => Some(ty),
+                _ => None,
+            },
+            Place::Free => None,
+        }
+    }
+
+    /// The field, if a list is expected at this place.
+    pub fn list(self) -> Option<&'static Field> {
+        match self {
+            Place::Field(field) if field.shape == Shape::List => Some(field),
+            _ => None,
+        }
+    }
+
+    /// The place of the elements of the list at this place.
+    pub fn element(self) -> Place {
+        self.list().map_or(Place::Free, Place::Element)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use serde_json::Value;
 
 /// What happens to fields a kind does not have (`fieldValidation`).
@@ -25,6 +26,8 @@ pub struct WriteOptions {
     pub dry_run: bool,
     /// Unknown and duplicate fields.
     pub validation: FieldValidation,
+    /// Duplicate fields that the reader of the body found, worded for the client.
+    pub duplicates: Vec<String>,
     /// Server-side apply takes over fields of other managers.
     pub force: bool,
     /// Name of the user, for admission.
@@ -48,7 +51,11 @@ impl Warnings {
     /// Adds a warning.
     pub fn add(&self, text: impl Into<String>) {
         if let Ok(mut list) = self.0.lock() {
-            list.push(text.into());
+            let text = text.into();
+            // A write that is tried again says everything again.
+            if !list.contains(&text) {
+                list.push(text);
+            }
         }
     }
 
@@ -71,6 +78,8 @@ pub struct ListOptions {
     pub limit: usize,
     /// The token of the page before.
     pub next: String,
+    /// The revision the list must show exactly; 410 if it is older than the kept history.
+    pub exact: Option<u64>,
 }
 
 impl ListOptions {
@@ -95,8 +104,15 @@ impl ListOptions {
 pub struct Patch {
     /// How `body` is meant.
     pub kind: PatchType,
-    /// The patch document.
-    pub body: Value,
+    /// The patch document, JSON.
+    pub body: Bytes,
+}
+
+impl Patch {
+    /// A JSON merge patch.
+    pub fn merge(body: &Value) -> Self {
+        Self { kind: PatchType::Merge, body: body.to_string().into() }
+    }
 }
 
 /// The four types of patches.

@@ -1,9 +1,14 @@
 //! Objects in SQLite: compare-and-swap, index, watch ring, durability classes. Knows bytes and keys, not Kubernetes.
 
+mod body;
+mod disk;
 mod error;
 mod handle;
 mod options;
+mod plan;
+mod state;
 mod watch;
+mod writer;
 
 pub use error::Error;
 pub use handle::{Page, Store};
@@ -100,3 +105,7 @@ pub struct Change {
     /// The bytes before; `None` for a create.
     pub previous: Option<Bytes>,
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

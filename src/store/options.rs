@@ -13,6 +13,8 @@ pub struct Options {
     pub lazy_flush: Duration,
     /// Bounds of volatile objects by resource; others have [`Limits::default`].
     pub volatile: HashMap<String, Limits>,
+    /// Resources whose bodies must leave no trace once deleted: they do not serve as compression dictionaries.
+    pub private: Vec<String>,
 }
 
 impl Options {
@@ -23,6 +25,7 @@ impl Options {
             ring_bytes: 2 << 20,
             lazy_flush: Duration::from_secs(5),
             volatile: HashMap::new(),
+            private: vec!["secrets".into(), "configmaps".into()],
         }
     }
 }

@@ -53,7 +53,7 @@ ALIASES = [
 SCALARS = {
     "string": "String", "bool": "Bool", "int32": "Int32", "int64": "Int64", "int": "Int64", "float64": "Float64",
     "resource.Quantity": "Quantity", "intstr.IntOrString": "IntOrString", "runtime.RawExtension": "Raw",
-    "Time": "Time", "MicroTime": "MicroTime", "Duration": "Duration", "FieldsV1": "FieldsV1",
+    "Time": "Time", "MicroTime": "MicroTime", "FieldsV1": "FieldsV1",
     "JSON": "Json", "types.UID": "String", "types.NodeName": "String",
 }
 # Types whose JSON is a struct or something else
