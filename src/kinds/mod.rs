@@ -2,7 +2,11 @@
 //!
 //! A new kind is a row in [`table`] and, if it has rules, a file with its [`Hooks`]. Nothing else changes.
 
+pub mod meta;
+pub mod plain;
+pub mod fields;
 pub mod status;
+pub mod table;
 
 use std::borrow::Cow;
 
