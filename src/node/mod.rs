@@ -4,7 +4,9 @@ mod downward;
 mod env;
 mod error;
 mod expand;
+mod files;
 mod pod;
 mod resources;
+mod volumes;
 
 pub use error::{Error, Result};
