@@ -1,6 +1,9 @@
 //! The node half: pod workers, volumes, environment, logs, statistics.
 
+mod container;
+mod disk;
 mod downward;
+mod engine;
 mod env;
 mod error;
 mod expand;
