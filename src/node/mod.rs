@@ -14,6 +14,7 @@ mod outbox;
 mod pod;
 mod probes;
 mod resources;
+mod status;
 mod volumes;
 
 pub use error::{Error, Result};
