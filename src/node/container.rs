@@ -263,6 +263,19 @@ fn mounts(
     Ok(mounts)
 }
 
+/// The number of an image's stop signal (`SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`); 0 if there is none, or no such signal.
+pub fn stop_signal(text: Option<&str>) -> i32 {
+    let Some(text) = text else { return 0 };
+    let name = text.trim().to_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let number = match name.strip_prefix("RTMIN+") {
+        Some(offset) => offset.parse().ok().map(|n: i32| libc::SIGRTMIN() + n),
+        None => name.parse().ok(),
+    };
+    let named = || format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|s| s as i32);
+    number.or_else(named).filter(|n| (1..=libc::SIGRTMAX()).contains(n)).unwrap_or(0)
+}
+
 fn absolute(path: &str) -> String {
     if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
 }
@@ -342,6 +355,21 @@ mod tests {
         assert!(security.no_new_privs && security.readonly_root && security.masked_proc && !security.privileged);
         assert_eq!((security.add.as_slice(), security.drop.as_slice()), (["NET_ADMIN".to_owned()].as_slice(), ["ALL".to_owned()].as_slice()));
         assert_eq!(security.seccomp, Seccomp::Localhost("/seccomp/a.json".into()));
+    }
+
+    #[test]
+    fn stop_signals() {
+        for (text, number) in [
+            (None, 0),
+            (Some("SIGQUIT"), 3),
+            (Some("quit"), 3),
+            (Some("9"), 9),
+            (Some("SIGRTMIN+3"), libc::SIGRTMIN() + 3),
+            (Some("SIGNONSENSE"), 0),
+            (Some("-1"), 0),
+        ] {
+            assert_eq!(stop_signal(text), number, "{text:?}");
+        }
     }
 
     #[test]

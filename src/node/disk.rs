@@ -192,6 +192,8 @@ pub struct ContainerHistory {
     pub image: String,
     /// What it was found to be.
     pub image_id: String,
+    /// The image's stop signal; 0 is SIGTERM.
+    pub stop_signal: i32,
     /// How the current run ended.
     pub ended: Option<Ended>,
     /// How the run before ended.

@@ -16,5 +16,6 @@ mod probes;
 mod resources;
 mod status;
 mod volumes;
+mod worker;
 
 pub use error::{Error, Result};
