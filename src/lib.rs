@@ -19,5 +19,6 @@ pub mod network;
 pub mod store;
 pub mod kinds;
 
+pub mod cidr;
 pub mod config;
 pub mod pki;

@@ -8,7 +8,8 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
-use crate::config::{Cidr, ServerConfig};
+use crate::cidr::Cidr;
+use crate::config::ServerConfig;
 
 /// Options of `umiak server`. Each wins over the field of the same name in the configuration file.
 #[derive(Args, Debug, Default)]
