@@ -28,6 +28,9 @@ pub mod table;
 pub mod unsupported;
 pub mod workload;
 
+#[cfg(test)]
+mod hooks_tests;
+
 use std::borrow::Cow;
 
 use jiff::Timestamp;
