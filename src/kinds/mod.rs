@@ -118,7 +118,7 @@ pub trait Hooks: Sync + Send {
     }
 
     /// The table's columns after `Name`, `Age` included. Where one of them is `Name` itself (Event), the table has no
-    /// leading `Name`.
+    /// leading `Name` ([`Kind::leads_with_name`]).
     fn columns(&self) -> &'static [Column];
 
     /// One row's cells, one for each of [`Hooks::columns`].
