@@ -31,8 +31,10 @@ const AUTHENTICATION: &str = "authentication.k8s.io";
 const AUTHORIZATION: &str = "authorization.k8s.io";
 
 /// All of them.
-pub(super) const ALL: [Review; 5] = [
+pub(super) const ALL: [Review; 6] = [
     review(AUTHENTICATION, "v1", "selfsubjectreviews", "SelfSubjectReview"),
+    // kubectl 1.27 and 1.28 know no newer one.
+    review(AUTHENTICATION, "v1beta1", "selfsubjectreviews", "SelfSubjectReview"),
     Review {
         namespaced: true,
         ..review(AUTHORIZATION, "v1", "localsubjectaccessreviews", "LocalSubjectAccessReview")

@@ -20,6 +20,8 @@ mod read;
 mod select;
 mod sub;
 mod watch;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::sync::Arc;
