@@ -16,7 +16,6 @@ pub mod metadata;
 pub mod names;
 pub mod namespace;
 pub mod node;
-pub mod plain;
 pub mod apply;
 pub mod fields;
 pub mod openapi;

@@ -72,7 +72,8 @@ pub(super) fn applied(
         meta::set(&mut document, "/metadata/name", name);
     }
     if live.is_none() && (!meta::uid(&document).is_empty() || !meta::resource_version(&document).is_empty()) {
-        let why = "uid mismatch: the provided object specified uid or resourceVersion, and no existing object was found";
+        let why =
+            "uid mismatch: the provided object specified uid or resourceVersion, and no existing object was found";
         return Err(Status::conflict(&kind.group, &kind.plural, name, why));
     }
     let (version, time) = (kind.api_version(), meta::format_time(now));
@@ -91,7 +92,12 @@ pub(super) fn applied(
     })
 }
 
-fn writer<'a>(options: &'a WriteOptions, version: &'a str, time: &'a str, sub: Option<Subresource>) -> apply::Writer<'a> {
+fn writer<'a>(
+    options: &'a WriteOptions,
+    version: &'a str,
+    time: &'a str,
+    sub: Option<Subresource>,
+) -> apply::Writer<'a> {
     apply::Writer {
         manager: &options.manager,
         api_version: version,
@@ -115,7 +121,8 @@ pub(super) fn patch(
         false => (old.clone(), fields::of(&kind.group, &kind.version, &kind.kind)),
     };
     let name = meta::name(old);
-    let invalid = |text: String| Status::invalid(&kind.group, &kind.kind, name, &[FieldError::invalid("patch", "", text)]);
+    let invalid =
+        |text: String| Status::invalid(&kind.group, &kind.kind, name, &[FieldError::invalid("patch", "", text)]);
     let patched = match (patch.kind, ty) {
         (PatchType::Json, _) => json::apply(base, &patch.body).map_err(|error| match error {
             json::Error::Decode(_) => Status::bad_request(error.to_string()),

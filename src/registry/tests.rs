@@ -275,19 +275,107 @@ async fn concurrent_changes_all_count() {
     assert_eq!(meta::str_at(&registry.get(&kind, "default", "a").unwrap(), "/data/n"), count.to_string());
 }
 
+fn deployment(name: &str) -> Object {
+    object(json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+        "spec": {
+            "replicas": 2, "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"containers": [{"name": "c", "image": "busybox"}]},
+            },
+        },
+    }))
+}
+
 #[tokio::test]
 async fn status_and_spec_are_written_apart() {
     let cluster = Cluster::new().await;
-    let (registry, kind) = (&cluster.registry, cluster.kind("namespaces"));
-    registry.create(&kind, "", object(json!({"metadata": {"name": "x"}})), &by()).await.unwrap();
+    let (registry, kind) = (&cluster.registry, cluster.kind("deployments.apps"));
+    let mut new = deployment("web");
+    meta::set(&mut new, "/status/replicas", 9);
+    let created = registry.create(&kind, "default", new, &by()).await.unwrap();
+    assert_eq!(meta::int_at(&created, "/status/replicas").unwrap_or(0), 0);
     let change = |o: &mut Object| {
-        meta::set(o, "/status/phase", "Terminating");
-        meta::set(o, "/spec/finalizers", json!(["example.com/other"]));
+        meta::set(o, "/status/replicas", 1);
+        meta::set(o, "/spec/replicas", 7);
         Ok(())
     };
-    let after = registry.modify(&kind, "", "x", Some(Subresource::Status), &by(), change).await.unwrap();
-    assert_eq!(meta::str_at(&after, "/status/phase"), "Terminating");
-    assert_eq!(meta::list_at(&after, "/spec/finalizers"), [json!("kubernetes")]);
+    let status = Some(Subresource::Status);
+    let after = registry.modify(&kind, "default", "web", status, &by(), change).await.unwrap();
+    assert_eq!(meta::int_at(&after, "/status/replicas"), Some(1));
+    assert_eq!(meta::int_at(&after, "/spec/replicas"), Some(2));
+    let after = registry.modify(&kind, "default", "web", None, &by(), change).await.unwrap();
+    assert_eq!(meta::int_at(&after, "/spec/replicas"), Some(7));
+    assert_eq!(meta::generation(&after), 2);
+}
+
+#[tokio::test]
+async fn a_scale_is_a_view_of_the_replicas() {
+    let cluster = Cluster::new().await;
+    let (registry, kind) = (&cluster.registry, cluster.kind("deployments.apps"));
+    let created = registry.create(&kind, "default", deployment("web"), &by()).await.unwrap();
+    let sub = Some(Subresource::Scale);
+    let mut scale = crate::kinds::scale::from_object(&created);
+    meta::set(&mut scale, "/spec/replicas", 5);
+    let after = registry.update(&kind, "default", "web", sub, scale.clone(), &by()).await.unwrap();
+    assert_eq!(meta::int_at(&after, "/spec/replicas"), Some(5));
+    assert_eq!(registry.update(&kind, "default", "web", sub, scale, &by()).await.unwrap_err().code, 409);
+    let patch = Patch::merge(&json!({"spec": {"replicas": 3}}));
+    let (after, _) = registry.patch(&kind, "default", "web", sub, patch, &by()).await.unwrap();
+    assert_eq!(meta::int_at(&after, "/spec/replicas"), Some(3));
+    assert_eq!(meta::kind(&after), "Deployment");
+}
+
+#[tokio::test]
+async fn server_side_apply_creates_and_merges() {
+    let cluster = Cluster::new().await;
+    let (registry, kind) = (&cluster.registry, cluster.kind("deployments.apps"));
+    let apply = |replicas: u32| {
+        let mut document = deployment("web");
+        meta::set(&mut document, "/spec/replicas", replicas);
+        Patch { kind: PatchType::Apply, body: Value::Object(document).to_string().into() }
+    };
+    let (first, created) = registry.patch(&kind, "default", "web", None, apply(2), &by()).await.unwrap();
+    assert!(created);
+    assert_eq!(meta::list_at(&first, "/metadata/managedFields")[0]["operation"], "Apply");
+    let (same, created) = registry.patch(&kind, "default", "web", None, apply(2), &by()).await.unwrap();
+    assert!(!created);
+    assert_eq!(meta::resource_version(&same), meta::resource_version(&first));
+    let other = WriteOptions::by("other");
+    let conflict = registry.patch(&kind, "default", "web", None, apply(3), &other).await.unwrap_err();
+    assert_eq!((conflict.code, conflict.details["causes"][0]["field"].as_str()), (409, Some(".spec.replicas")));
+    let force = WriteOptions { force: true, ..other };
+    let (after, _) = registry.patch(&kind, "default", "web", None, apply(3), &force).await.unwrap();
+    assert_eq!(meta::int_at(&after, "/spec/replicas"), Some(3));
+}
+
+#[tokio::test]
+async fn pods_are_bound_and_leave_gracefully() {
+    let cluster = Cluster::new().await;
+    let (registry, kind) = (&cluster.registry, cluster.kind("pods"));
+    let pod = |name: &str| {
+        object(json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "busybox"}]}}))
+    };
+    let created = registry.create(&kind, "default", pod("a"), &by()).await.unwrap();
+    assert_eq!(meta::str_at(&created, "/spec/serviceAccountName"), "default");
+    assert!(matches!(registry.delete(&kind, "default", "a", &DeleteOptions::default()).await, Ok(Deleted::Gone(_))));
+
+    registry.create(&kind, "default", pod("b"), &by()).await.unwrap();
+    let binding =
+        object(json!({"kind": "Binding", "metadata": {"name": "b"}, "target": {"kind": "Node", "name": "n"}}));
+    let bind = Some(Subresource::Binding);
+    registry.update(&kind, "default", "b", bind, binding.clone(), &by()).await.unwrap();
+    assert_eq!(registry.update(&kind, "default", "b", bind, binding, &by()).await.unwrap_err().code, 409);
+    assert_eq!(registry.indexed(&kind, "node:n").unwrap().len(), 1);
+    let found = registry.list(&kind, &ListOptions::default().fields("spec.nodeName=n")).unwrap();
+    assert_eq!(found.items.len(), 1);
+
+    assert!(matches!(registry.delete(&kind, "default", "b", &DeleteOptions::default()).await, Ok(Deleted::Pending(_))));
+    let pod = registry.get(&kind, "default", "b").unwrap();
+    assert_eq!(meta::int_at(&pod, "/metadata/deletionGracePeriodSeconds"), Some(30));
+    assert!(matches!(registry.delete(&kind, "default", "b", &DeleteOptions::now()).await, Ok(Deleted::Gone(_))));
+    assert_eq!(registry.get(&kind, "default", "b").unwrap_err().code, 404);
 }
 
 #[tokio::test]
@@ -299,7 +387,10 @@ async fn patches_of_three_types() {
     for (patch, expected) in [
         (patch(PatchType::Merge, json!({"data": {"m": "1"}})), Ok(json!({"k": "v", "m": "1"}))),
         (patch(PatchType::Strategic, json!({"data": {"k": null}})), Ok(json!({"m": "1"}))),
-        (patch(PatchType::Json, json!([{"op": "add", "path": "/data/j", "value": "2"}])), Ok(json!({"m": "1", "j": "2"}))),
+        (
+            patch(PatchType::Json, json!([{"op": "add", "path": "/data/j", "value": "2"}])),
+            Ok(json!({"m": "1", "j": "2"})),
+        ),
         (patch(PatchType::Json, json!([{"op": "test", "path": "/data/j", "value": "3"}])), Err(422)),
         (patch(PatchType::Merge, json!([1])), Err(400)),
         (patch(PatchType::Merge, json!({"metadata": {"resourceVersion": "1"}})), Err(409)),

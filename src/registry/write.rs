@@ -9,7 +9,7 @@ use crate::store::{Durability, Error, Expect, Write};
 use super::body::encode;
 use super::delete::{self, Plan};
 use super::model::{self, Operation};
-use super::{Deleted, DeleteOptions, Patch, PatchType, Registry, WriteOptions, admission, error, identity, read, sub};
+use super::{DeleteOptions, Deleted, Patch, PatchType, Registry, WriteOptions, admission, error, identity, read, sub};
 
 /// Largest object in bytes, as etcd's limit of a request.
 const MAX_OBJECT: usize = 1536 << 10;
