@@ -18,9 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use super::Api;
 use super::identity::{self, User};
 use super::limits::Permit;
-use super::Api;
 
 /// Longest handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);

@@ -73,7 +73,6 @@ pub struct Api {
     arrived: Arc<dyn Fn(IpAddr) + Send + Sync>,
     tls: Arc<ServerConfig>,
     limits: limits::Limits,
-    documents: openapi::Documents,
     stopping: tokio::sync::watch::Sender<bool>,
 }
 
@@ -86,7 +85,6 @@ impl Api {
             arrived: options.arrived,
             tls: options.tls,
             limits: limits::Limits::new(options.max_connections, options.max_mutating, options.max_readonly),
-            documents: openapi::Documents::default(),
             stopping: tokio::sync::watch::Sender::new(false),
         })
     }

@@ -111,7 +111,9 @@ fn log_options(call: &Call) -> Result<LogOptions, Status> {
         return Err(Status::bad_request("at most one of `sinceTime` or `sinceSeconds` may be specified"));
     }
     if let Some(stream) = text("stream").filter(|s| s != "All") {
-        return Err(Status::bad_request(format!("stream {stream:?} is not supported: logs keep both streams together")));
+        return Err(Status::bad_request(format!(
+            "stream {stream:?} is not supported: logs keep both streams together"
+        )));
     }
     Ok(options)
 }

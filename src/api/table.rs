@@ -35,9 +35,7 @@ impl Include {
 
 /// The column definitions of a kind.
 pub(super) fn columns(kind: &Kind) -> Value {
-    let column = |name: &str, ty: &str, format: &str, priority: u8| {
-        json!({ "name": name, "type": ty, "format": format, "description": name, "priority": priority })
-    };
+    let column = |name: &str, ty: &str, format: &str, priority: u8| json!({ "name": name, "type": ty, "format": format, "description": name, "priority": priority });
     let rest = kind.hooks.columns().iter().map(|c| column(c.name, c.kind, c.format, c.priority));
     std::iter::once(column("Name", "string", "name", 0)).chain(rest).collect()
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::status::{FieldError, Status};
 use crate::kinds::{Kind, Object, Subresource, meta, scale};
-use crate::registry::{Deleted, DeleteOptions, ListOptions, Patch, PatchType, Propagation, WriteOptions};
+use crate::registry::{DeleteOptions, Deleted, ListOptions, Patch, PatchType, Propagation, WriteOptions};
 
 use super::body;
 use super::reply::{self, Body};

@@ -20,6 +20,8 @@ mod read;
 mod select;
 mod sub;
 mod watch;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::sync::Arc;
@@ -33,10 +35,10 @@ use crate::kinds::{Kind, Object, Subresource};
 use crate::store::Store;
 
 pub use body::Raw;
+pub use error::too_large as future_revision;
 pub use options::{
     DeleteOptions, FieldValidation, ListOptions, Patch, PatchType, Preconditions, Propagation, Warnings, WriteOptions,
 };
-pub use error::too_large as future_revision;
 pub use select::Filter;
 pub use watch::{Event, EventType, Watch};
 use write::Call;
@@ -135,7 +137,13 @@ impl Registry {
     }
 
     /// Creates an object; name and namespace are the object's, a missing namespace is `ns`.
-    pub async fn create(&self, kind: &Kind, ns: &str, object: Object, options: &WriteOptions) -> Result<Object, Status> {
+    pub async fn create(
+        &self,
+        kind: &Kind,
+        ns: &str,
+        object: Object,
+        options: &WriteOptions,
+    ) -> Result<Object, Status> {
         Call::new(self, kind, ns, options).create(object).await
     }
 
