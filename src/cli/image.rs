@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::image::{Error, ImageStore, ImageSummary, ImportOptions, Progress, Reference, Source};
 
-/// Arguments of `umiak image`.
+/// Import, list and remove the images of this node.
 #[derive(Debug, Args)]
 pub struct ImageArgs {
     /// Directory of the server's or agent's data
