@@ -22,6 +22,9 @@ mod table;
 mod verbs;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;

@@ -124,7 +124,7 @@ pub fn update_manager(ty: &'static Type, before: Option<&Object>, after: &mut Ob
     // Clients that know nothing of managed fields leave them out; a subresource does not change them.
     let keep_live = !writer.subresource.is_empty() || (!reset && is_empty(&sent));
     let source = match (live, keep_live) {
-        (Some(live), true) => live.clone(),
+        (Some(live), true) if *live != sent => live.clone(),
         _ => sent,
     };
     if reset || (before.is_some() && is_empty(&source)) {
@@ -136,7 +136,7 @@ pub fn update_manager(ty: &'static Type, before: Option<&Object>, after: &mut Ob
     };
     let Some(difference) = difference else { return set_managed_fields(after, source) };
     let entries = managers::decode(source).or_else(|| managers::decode(live?.clone())).unwrap_or_default();
-    set_managed_fields(after, managers::encode(record_update(entries, &difference, writer)));
+    set_managed_fields(after, managers::encode(record_update(entries, difference, writer)));
 }
 
 /// Applies a configuration to the live object (`None`: it is created) and returns the new object, before defaulting.
@@ -156,7 +156,7 @@ pub fn apply(
     let mut entries = managers::decode(managed_fields(live).clone()).ok_or(Error::LiveManagedFields)?;
     if entries.is_empty() && !live.is_empty() {
         let before = Writer { manager: "before-first-apply", ..*writer };
-        entries = difference(ty, &empty, live).map(|all| record_update(entries, &all, &before)).unwrap_or_default();
+        entries = difference(ty, &empty, live).map(|all| record_update(entries, all, &before)).unwrap_or_default();
     }
     let attempt = Attempt { ty, live, applied, writer };
     let mut merged = match attempt.run(entries.clone(), force) {
@@ -307,10 +307,10 @@ fn take_over(entries: &mut Vec<Entry>, difference: &Difference, force: bool) -> 
     Ok(())
 }
 
-fn record_update(mut entries: Vec<Entry>, difference: &Difference, writer: &Writer) -> Vec<Entry> {
+fn record_update(mut entries: Vec<Entry>, difference: Difference, writer: &Writer) -> Vec<Entry> {
     // Taking over by force has no conflicts.
-    let _ = take_over(&mut entries, difference, true);
-    let mut fields = difference.changed.clone().unwrap_or_default();
+    let _ = take_over(&mut entries, &difference, true);
+    let mut fields = difference.changed.unwrap_or_default();
     set::subtract(&mut fields, &UNTRACKED);
     if fields.is_empty() {
         return entries;
