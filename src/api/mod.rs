@@ -1,1 +1,3 @@
 //! The HTTP server: listener, authentication, routing by the kind table, content negotiation, verbs, watch, streams.
+
+pub mod stream;
