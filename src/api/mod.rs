@@ -1,4 +1,5 @@
 //! The HTTP server: listener, authentication, routing by the kind table, content negotiation, verbs, watch, streams.
+<<<<<<< HEAD
 //!
 //! A request passes through one file after the other: [`listen`] (connection, TLS), [`identity`] (who), [`request`]
 //! (what is asked for), [`limits`] (whether now), [`verbs`] (doing it through the [`Registry`]), [`reply`] (how the
@@ -92,3 +93,7 @@ impl Api {
         })
     }
 }
+=======
+
+pub mod stream;
+>>>>>>> store
