@@ -1,5 +1,4 @@
 //! The HTTP server: listener, authentication, routing by the kind table, content negotiation, verbs, watch, streams.
-<<<<<<< HEAD
 //!
 //! A request passes through one file after the other: [`listen`] (connection, TLS), [`identity`] (who), [`request`]
 //! (what is asked for), [`limits`] (whether now), [`verbs`] (doing it through the [`Registry`]), [`reply`] (how the
@@ -18,6 +17,7 @@ mod reply;
 mod request;
 mod reviews;
 mod route;
+pub mod stream;
 mod subresource;
 mod table;
 mod verbs;
@@ -93,7 +93,3 @@ impl Api {
         })
     }
 }
-=======
-
-pub mod stream;
->>>>>>> store
