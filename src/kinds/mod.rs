@@ -3,12 +3,39 @@
 //! A new kind is a row in [`table`] and, if it has rules, a file with its [`Hooks`]. Nothing else changes.
 
 pub mod apply;
+pub mod check;
+pub mod config_map;
+pub mod deployment;
+pub mod duration;
+pub mod event;
+pub mod field_selector;
 pub mod fields;
+pub mod format;
+pub mod hash;
+pub mod lease;
+pub mod meta;
+pub mod metadata;
+pub mod names;
+pub mod namespace;
+pub mod node;
 pub mod openapi;
 pub mod patch;
+pub mod pod;
 pub mod protobuf;
+pub mod quantity;
+pub mod replica_set;
+pub mod scale;
 pub mod schema;
+pub mod secret;
+pub mod selector;
+pub mod service_account;
 pub mod status;
+pub mod table;
+pub mod unsupported;
+pub mod workload;
+
+#[cfg(test)]
+mod hooks_tests;
 
 use std::borrow::Cow;
 
@@ -96,7 +123,8 @@ pub trait Hooks: Sync + Send {
         Vec::new()
     }
 
-    /// The table's columns after `Name`, `Age` included.
+    /// The table's columns after `Name`, `Age` included. Where one of them is `Name` itself (Event), the table has no
+    /// leading `Name` ([`Kind::leads_with_name`]).
     fn columns(&self) -> &'static [Column];
 
     /// One row's cells, one for each of [`Hooks::columns`].

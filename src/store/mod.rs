@@ -1,6 +1,21 @@
 //! Objects in SQLite: compare-and-swap, index, watch ring, durability classes. Knows bytes and keys, not Kubernetes.
 
-use std::sync::Arc;
+mod body;
+mod disk;
+mod error;
+mod handle;
+mod options;
+mod plan;
+mod state;
+mod watch;
+mod writer;
+
+pub use error::Error;
+pub use handle::{Page, Store};
+pub use options::{Limits, Options};
+pub use watch::Watch;
+
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
@@ -24,6 +39,21 @@ pub enum Durability {
     Lazy,
     /// Memory only, bounded.
     Volatile,
+}
+
+impl Key {
+    /// A key from its parts.
+    pub fn new(resource: impl Into<Arc<str>>, namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { resource: resource.into(), namespace: namespace.into(), name: name.into() }
+    }
+}
+
+/// `resource "namespace/name"`, without the slash for cluster scope.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slash = if self.namespace.is_empty() { "" } else { "/" };
+        write!(f, "{} \"{}{slash}{}\"", self.resource, self.namespace, self.name)
+    }
 }
 
 /// What must be true of the stored object for a write to happen.
@@ -75,3 +105,7 @@ pub struct Change {
     /// The bytes before; `None` for a create.
     pub previous: Option<Bytes>,
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
