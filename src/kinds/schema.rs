@@ -2,7 +2,6 @@
 //! and the form that values have afterwards.
 
 pub mod parse;
-pub mod quantity;
 mod value;
 
 use std::fmt::Write;
