@@ -2,7 +2,6 @@
 //! and the form that values have afterwards.
 
 pub mod parse;
-pub mod quantity;
 mod value;
 
 use std::fmt::Write;
@@ -10,6 +9,18 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 use crate::kinds::fields::{self, Field, Shape, Ty, Type};
+
+/// Levels of JSON an object may have: one that is stored must be read again, with managed fields as deep as itself.
+pub const MAX_DEPTH: usize = 100;
+
+/// Levels of JSON in a value; a scalar has none.
+pub fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
 
 /// Strict errors beyond this number are not listed.
 pub const MAX_STRICT_ERRORS: usize = 100;
