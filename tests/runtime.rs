@@ -94,7 +94,11 @@ impl Fixture {
         }
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let cgroups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
-            assert!(!cgroups.contains(&self.cgroup), "{:?}: {cgroups}", process.path());
+            assert!(
+                !cgroups.lines().any(|l| l.contains(&self.cgroup) && !l.ends_with(" (deleted)")),
+                "{:?}: {cgroups}",
+                process.path()
+            );
         }
     }
 }
