@@ -1,0 +1,160 @@
+//! Who asks, and whether they may.
+
+use rustls::pki_types::CertificateDer;
+use x509_cert::Certificate;
+use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::der::{Decode, Encode};
+
+use crate::kinds::status::{Status, qualified};
+
+const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
+const ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
+/// Whoever is in this group may do everything.
+const MASTERS: &str = "system:masters";
+
+/// An authenticated user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// User name.
+    pub name: String,
+    /// Groups, `system:authenticated` among them.
+    pub groups: Vec<String>,
+}
+
+/// The user of a verified client certificate: common name and organizations of its subject.
+pub(super) fn of(certificates: Option<&[CertificateDer<'_>]>) -> Option<User> {
+    let certificate = Certificate::from_der(certificates?.first()?).ok()?;
+    let mut user = User { name: String::new(), groups: Vec::new() };
+    for attribute in certificate.tbs_certificate().subject().iter() {
+        let text = attribute.value.to_der().ok().and_then(|der| text(&der));
+        match (attribute.oid, text) {
+            (COMMON_NAME, Some(text)) => user.name = text,
+            (ORGANIZATION, Some(text)) => user.groups.push(text),
+            _ => {}
+        }
+    }
+    user.groups.push("system:authenticated".into());
+    (!user.name.is_empty()).then_some(user)
+}
+
+/// The text of a short DER string (UTF8String, PrintableString, IA5String) of less than 256 bytes.
+fn text(der: &[u8]) -> Option<String> {
+    let content = match der {
+        [_, length, rest @ ..] if *length < 0x80 && rest.len() == usize::from(*length) => rest,
+        [_, 0x81, length, rest @ ..] if rest.len() == usize::from(*length) => rest,
+        _ => return None,
+    };
+    std::str::from_utf8(content).ok().map(str::to_owned)
+}
+
+/// What a request wants to do, in the terms of RBAC.
+#[derive(Debug, Default)]
+pub(super) struct Attributes<'a> {
+    /// `get`, `list`, `create`, …
+    pub(super) verb: &'a str,
+    /// API group of the resource.
+    pub(super) group: &'a str,
+    /// Plural resource name; empty for a path that is no resource.
+    pub(super) resource: &'a str,
+    /// Subresource or empty.
+    pub(super) subresource: &'a str,
+    /// Namespace or empty.
+    pub(super) namespace: &'a str,
+    /// Object name or empty.
+    pub(super) name: &'a str,
+    /// The path of the request.
+    pub(super) path: &'a str,
+}
+
+/// Whether `user` may do it.
+pub(super) fn allowed(user: &User, _wanted: &Attributes) -> bool {
+    user.groups.iter().any(|g| g == MASTERS)
+}
+
+/// 403 in Kubernetes' words if `user` may not do it.
+pub(super) fn authorize(user: &User, wanted: &Attributes) -> Result<(), Status> {
+    if allowed(user, wanted) {
+        return Ok(());
+    }
+    let (verb, name) = (wanted.verb, &user.name);
+    if wanted.resource.is_empty() {
+        let message = format!("forbidden: User {name:?} cannot {verb} path {:?}", wanted.path);
+        return Err(Status::new(403, "Forbidden", message));
+    }
+    let resource = match wanted.subresource {
+        "" => wanted.resource.to_owned(),
+        sub => format!("{}/{sub}", wanted.resource),
+    };
+    let scope = match wanted.namespace {
+        "" => "at the cluster scope".to_owned(),
+        namespace => format!("in the namespace {namespace:?}"),
+    };
+    let why = format!("User {name:?} cannot {verb} resource {resource:?} in API group {:?} {scope}", wanted.group);
+    let mut status = Status::forbidden(wanted.group, wanted.resource, wanted.name, &why);
+    if wanted.name.is_empty() {
+        status.message = format!("{} is forbidden: {why}", qualified(wanted.resource, wanted.group));
+    }
+    Err(status)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+
+    fn certificate(name: &str, groups: &[&str]) -> CertificateDer<'static> {
+        let mut subject = DistinguishedName::new();
+        for group in groups {
+            subject.push(DnType::OrganizationName, *group);
+        }
+        subject.push(DnType::CommonName, name);
+        let mut params = CertificateParams::default();
+        params.distinguished_name = subject;
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
+    #[test]
+    fn the_subject_is_the_user() {
+        let long = "x".repeat(200);
+        for (name, groups) in [("admin", vec!["system:masters"]), (long.as_str(), vec![]), ("a:ü", vec!["b"])] {
+            let user = of(Some(&[certificate(name, &groups)])).unwrap();
+            assert_eq!(user.name, name);
+            assert_eq!(user.groups[..groups.len()], groups);
+        }
+        assert_eq!(of(None), None);
+        assert_eq!(of(Some(&[CertificateDer::from(vec![1, 2, 3])])), None);
+        assert_eq!(of(Some(&[certificate("", &["system:masters"])])), None);
+    }
+
+    #[test]
+    fn refusals_say_what_is_missing() {
+        let user = User { name: "jane".into(), groups: vec!["system:authenticated".into()] };
+        let pods = Attributes { verb: "list", resource: "pods", namespace: "default", ..Attributes::default() };
+        let scale = Attributes {
+            verb: "update",
+            group: "apps",
+            resource: "deployments",
+            subresource: "scale",
+            name: "web",
+            ..Attributes::default()
+        };
+        let path = Attributes { verb: "get", path: "/metrics", ..Attributes::default() };
+        for (wanted, message) in [
+            (
+                pods,
+                r#"pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "default""#,
+            ),
+            (
+                scale,
+                r#"deployments.apps "web" is forbidden: User "jane" cannot update resource "deployments/scale" in API group "apps" at the cluster scope"#,
+            ),
+            (path, r#"forbidden: User "jane" cannot get path "/metrics""#),
+        ] {
+            let status = authorize(&user, &wanted).unwrap_err();
+            assert_eq!((status.code, status.message.as_str()), (403, message));
+        }
+        let master = User { groups: vec![MASTERS.into()], ..user };
+        assert!(authorize(&master, &Attributes::default()).is_ok());
+    }
+}
