@@ -14,8 +14,8 @@ use super::index::layer_name;
 /// started them: the kernel's own tables are the one record that cannot be wrong. Reading them takes milliseconds, and
 /// only removal does it.
 ///
-/// The tables repeat the paths as mount(2) got them. An overlay of `/proc/self/fd/N` hides what it consists of: while
-/// there is one, every layer counts as used.
+/// The tables repeat the paths as mount(2) got them, so their last components are the layers' names. An overlay of bare
+/// descriptors (`/proc/self/fd/N`) hides what it consists of: while there is one, every layer counts as used.
 #[derive(Default)]
 pub(super) struct Mounted {
     overlays: Vec<Vec<String>>,
@@ -41,7 +41,7 @@ impl Mounted {
 
     fn add(&mut self, table: &str) {
         for lower in table.lines().filter_map(lower_directories) {
-            self.has_unknown |= lower.iter().any(|path| path.starts_with("/proc/"));
+            self.has_unknown |= lower.iter().any(|path| is_descriptor(path));
             self.overlays.push(lower.iter().filter_map(|path| path.rsplit('/').next()).map(str::to_owned).collect());
         }
     }
@@ -55,6 +55,10 @@ impl Mounted {
     pub(super) fn runs(&self, image: &[Digest]) -> bool {
         self.has_unknown || self.overlays.iter().any(|layers| layers.iter().eq(image.iter().rev().map(layer_name)))
     }
+}
+
+fn is_descriptor(path: &str) -> bool {
+    path.rsplit_once('/').is_some_and(|(directory, _)| directory.starts_with("/proc/") && directory.ends_with("/fd"))
 }
 
 fn namespace(process: &Path) -> Option<u64> {
@@ -90,6 +94,7 @@ mod tests {
         for (options, runs) in [
             (format!("lowerdir=/s/layers/{b}:/s/layers/{a},upperdir=/u,workdir=/w"), true),
             (format!("lowerdir={b}:{a},upperdir=/proc/self/fd/7,workdir=/w"), true),
+            (format!("lowerdir=/proc/self/fd/5/{b}:/proc/self/fd/6/{a},upperdir=/proc/self/fd/7"), true),
             (format!("lowerdir+={b},lowerdir+={a},upperdir=u"), true),
             (format!("lowerdir={a}:{b}"), false),
             (format!("lowerdir=x:{b}:{a}"), false),
