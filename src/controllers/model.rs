@@ -26,6 +26,9 @@ pub struct Meta {
     /// `uid`
     #[serde(deserialize_with = "or_default")]
     pub uid: String,
+    /// `resourceVersion`
+    #[serde(deserialize_with = "or_default")]
+    pub resource_version: String,
     /// `generation`
     #[serde(deserialize_with = "or_default")]
     pub generation: i64,
