@@ -16,7 +16,7 @@ mod sys;
 mod types;
 
 pub use client::{Adopted, DeadSandbox, Runtime, RuntimeConfig};
+pub use error::{Error, Result};
 pub use sandbox::{Exec, Sandbox};
 pub use shim::shim_main;
-pub use error::{Error, Result};
 pub use types::*;

@@ -58,7 +58,13 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
 }
 
 /// Opens `path` below `dir` under the `RESOLVE_*` rules.
-pub(super) fn openat2(dir: impl AsFd, path: impl AsRef<Path>, flags: i32, mode: u32, resolve: u64) -> io::Result<OwnedFd> {
+pub(super) fn openat2(
+    dir: impl AsFd,
+    path: impl AsRef<Path>,
+    flags: i32,
+    mode: u32,
+    resolve: u64,
+) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct How {
         flags: u64,

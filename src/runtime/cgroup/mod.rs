@@ -41,7 +41,10 @@ impl Cgroups {
         let table = fs::read_to_string(path).map_err(|source| error(path, source))?;
         let found = parse(&table);
         if found.hierarchies.is_empty() {
-            return Err(error("/sys/fs/cgroup", io::Error::new(io::ErrorKind::NotFound, "no cgroup hierarchy is mounted")));
+            return Err(error(
+                "/sys/fs/cgroup",
+                io::Error::new(io::ErrorKind::NotFound, "no cgroup hierarchy is mounted"),
+            ));
         }
         Ok(found)
     }
