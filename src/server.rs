@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::api::{self, Api};
 use crate::config::ServerConfig;
 use crate::kinds::table::KindTable;
+use crate::memory::Trimmer;
 use crate::pki::{self, Ca, ServerTls};
 use crate::registry::Registry;
 use crate::store::{self, Store};
@@ -124,7 +125,12 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
     write_admin_kubeconfig(&config, &ca)?;
     let mut parts = Parts::start(&config, &registry, &ca, stopped.clone()).await?;
     let mut options = api::Options::new(tls.config()?, parts.streams());
-    options.arrived = Arc::new(move |address| tls.arrived_at(address));
+    let trimmer = Trimmer::default();
+    tokio::spawn(trimmer.clone().run());
+    options.arrived = Arc::new(move |address| {
+        tls.arrived_at(address);
+        trimmer.active();
+    });
     let api = Api::new(registry, options);
     let serving = tokio::spawn(api.serve(listener, until(stopped)));
 
@@ -156,8 +162,8 @@ async fn until(mut stopped: watch::Receiver<bool>) {
 
 /// Every watch is a connection, every log that is followed a file: the soft limit is for programs that use select(2).
 fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "raise the limit of open files");
     }
@@ -235,17 +241,31 @@ fn write_admin_kubeconfig(config: &ServerConfig, ca: &Ca) -> Result<(), Error> {
 struct Parts;
 struct NoStreams;
 impl api::PodStreams for NoStreams {
-    fn open<'a>(&'a self, _: &'a str, _: crate::link::stream::StreamRequest) -> api::BoxFuture<'a, Result<crate::link::stream::Stream, crate::kinds::status::Status>> {
+    fn open<'a>(
+        &'a self,
+        _: &'a str,
+        _: crate::link::stream::StreamRequest,
+    ) -> api::BoxFuture<'a, Result<crate::link::stream::Stream, crate::kinds::status::Status>> {
         Box::pin(async { Err(crate::kinds::status::Status::internal("no")) })
     }
 }
 impl Parts {
-    async fn start(_: &ServerConfig, _: &Registry, _: &Ca, _: watch::Receiver<bool>) -> Result<Self, Error> { Ok(Self) }
-    fn streams(&self) -> Arc<dyn api::PodStreams> { Arc::new(NoStreams) }
-    async fn ended(&mut self) -> &'static str { std::future::pending().await }
-    fn ready(&self) -> impl Future<Output = ()> + use<> { std::future::ready(()) }
+    async fn start(_: &ServerConfig, _: &Registry, _: &Ca, _: watch::Receiver<bool>) -> Result<Self, Error> {
+        Ok(Self)
+    }
+    fn streams(&self) -> Arc<dyn api::PodStreams> {
+        Arc::new(NoStreams)
+    }
+    async fn ended(&mut self) -> &'static str {
+        std::future::pending().await
+    }
+    fn ready(&self) -> impl Future<Output = ()> + use<> {
+        std::future::ready(())
+    }
     async fn join(self) {}
 }
 
 /// reset
-pub async fn reset(_: &Path) -> Result<(), Error> { Ok(()) }
+pub async fn reset(_: &Path) -> Result<(), Error> {
+    Ok(())
+}

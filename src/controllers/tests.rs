@@ -101,7 +101,8 @@ impl Cluster {
 
     async fn create(&self, resource: &str, object: Value) -> Object {
         let kind = kind(&self.registry, resource).unwrap();
-        let namespace = object["metadata"]["namespace"].as_str().unwrap_or(if kind.namespaced { "default" } else { "" });
+        let namespace =
+            object["metadata"]["namespace"].as_str().unwrap_or(if kind.namespaced { "default" } else { "" });
         let options = WriteOptions::by("test");
         let object = object.as_object().unwrap().clone();
         self.registry.create(&kind, namespace, object.clone(), &options).await.unwrap()
@@ -144,7 +145,8 @@ impl Cluster {
 
     fn list(&self, resource: &str) -> Vec<Object> {
         let kind = kind(&self.registry, resource).unwrap();
-        let options = ListOptions { namespace: kind.namespaced.then(|| "default".to_owned()), ..ListOptions::default() };
+        let options =
+            ListOptions { namespace: kind.namespaced.then(|| "default".to_owned()), ..ListOptions::default() };
         self.registry.list(&kind, &options).unwrap().items.iter().map(|raw| raw.object().unwrap()).collect()
     }
 
@@ -162,11 +164,7 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let dump = |resource| self.list(resource).into_iter().map(Value::Object).collect::<Vec<_>>();
-        panic!(
-            "never: {what}\n{:#}\n{:#?}",
-            json!([dump(DEPLOYMENTS), dump(SETS), dump("pods")]),
-            self.events()
-        );
+        panic!("never: {what}\n{:#}\n{:#?}", json!([dump(DEPLOYMENTS), dump(SETS), dump("pods")]), self.events());
     }
 
     /// Waits until a Deployment has so many updated and available pods and no others.
@@ -264,13 +262,19 @@ fn a_broken_image_stops_the_rollout() {
 #[test]
 fn pods_wait_for_their_node() {
     with_cluster(|c| async move {
-        c.create("pods", json!({"metadata": {"name": "picky"}, "spec": {
-            "nodeSelector": {"disktype": "ssd"}, "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "picky"}, "spec": {
+                "nodeSelector": {"disktype": "ssd"}, "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
-        c.create("pods", json!({"metadata": {"name": "other"}, "spec": {
-            "schedulerName": "mine", "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "other"}, "spec": {
+                "schedulerName": "mine", "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
         let why = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector. \
                    preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
@@ -293,14 +297,21 @@ fn pods_wait_for_their_node() {
 #[test]
 fn sets_adopt_and_release() {
     with_cluster(|c| async move {
-        c.create("pods", json!({"metadata": {"name": "stray", "labels": {"app": "web"}}, "spec": {
-            "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "stray", "labels": {"app": "web"}}, "spec": {
+                "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
-        let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "one"}]}});
-        c.create(SETS, json!({"metadata": {"name": "web"}, "spec": {
-            "replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": template,
-        }}))
+        let template =
+            json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "one"}]}});
+        c.create(
+            SETS,
+            json!({"metadata": {"name": "web"}, "spec": {
+                "replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": template,
+            }}),
+        )
         .await;
         c.until("two pods, one of them adopted", |c| {
             let adopted = meta::controller(&c.get("pods", "stray").unwrap()).is_some();
@@ -313,9 +324,12 @@ fn sets_adopt_and_release() {
             released && c.list("pods").len() == 3
         })
         .await;
-        c.create("pods", json!({"metadata": {"name": "surplus", "labels": {"app": "web"}}, "spec": {
-            "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "surplus", "labels": {"app": "web"}}, "spec": {
+                "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
         c.until("one too many goes", |c| c.list("pods").len() == 3).await;
     });

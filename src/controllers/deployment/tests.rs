@@ -256,7 +256,7 @@ fn scaling_during_a_rollout_is_proportional() {
         (10, [8, 5], 15, [11, 7]),
         (10, [8, 5], 5, [5, 3]),
         // What rounding leaves over goes to the newest.
-            (10, [5, 5], 20, [9, 14]),
+        (10, [5, 5], 20, [9, 14]),
         (10, [8, 5], 0, [0, 0]),
     ] {
         let mut c = Cluster::rolling(from, 3, 2);
