@@ -53,12 +53,11 @@ pub(super) fn list(store: &Store, kind: &Kind, options: &ListOptions) -> Result<
     let token = if options.next.is_empty() { None } else { Some(Token::parse(&options.next)?) };
     let mut revision = token.as_ref().map(|t| t.revision).or(options.exact);
     let mut after = token.map(|t| (t.namespace, t.name));
-    let chunk = if filter.is_empty() { options.limit } else { options.limit.min(CHUNK).max(1) };
+    let chunk = if filter.is_empty() { options.limit } else { CHUNK };
     let mut list = List::default();
     loop {
         let from = after.as_ref().map(|(ns, name)| (ns.as_str(), name.as_str()));
-        let want = if options.limit == 0 { 0 } else { chunk };
-        let page = page(store, &resource, options.namespace.as_deref(), from, want, revision).map_err(|e| match e {
+        let page = page(store, &resource, options.namespace.as_deref(), from, chunk, revision).map_err(|e| match e {
             Error::Compacted { .. } => expired_token(),
             e => failed(e),
         })?;
