@@ -17,6 +17,7 @@ mod reply;
 mod request;
 mod reviews;
 mod route;
+pub mod stream;
 mod subresource;
 mod table;
 mod verbs;

@@ -23,7 +23,7 @@ impl Call {
     /// Does what is asked and answers.
     pub(super) async fn run(self, verb: Verb, body: Incoming) -> Result<Response<Body>, Status> {
         if pods::is_stream(&self.target) {
-            return pods::answer(self, body).await;
+            return pods::answer(self, verb).await;
         }
         match verb {
             Verb::Get => self.get(),
