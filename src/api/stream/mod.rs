@@ -22,7 +22,7 @@ mod upgrade;
 mod websocket;
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests;
 
 pub use forward::Opener;

@@ -253,8 +253,10 @@ impl Replies {
         if !std::mem::replace(&mut self.started, true) {
             body.extend([0x78, 0x01]);
         }
-        // A stored block of four bytes: no headers follow.
+        // A stored block of four bytes, the number of headers; then an empty one, without which Go's inflate waits
+        // for the next block before it gives these four bytes out.
         body.extend([0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0]);
+        body.extend([0, 0, 0, 0xff, 0xff]);
         control(SYN_REPLY, 0, &body)
     }
 }

@@ -137,10 +137,10 @@ async fn output(out: mpsc::Sender<Bytes>, mut rx: mpsc::Receiver<Frame>, streams
             break;
         }
         let fin = bytes.is_empty();
-        if let (true, Some(id)) = (open.contains(&channel), stream_of(streams, channel)) {
-            if out.send(data(id, &bytes, fin)).await.is_err() {
-                return;
-            }
+        if let (true, Some(id)) = (open.contains(&channel), stream_of(streams, channel))
+            && out.send(data(id, &bytes, fin)).await.is_err()
+        {
+            return;
         }
         open.retain(|c| !(fin && *c == channel));
     }

@@ -147,7 +147,8 @@ mod tests {
     fn clients_get_what_they_can_speak() {
         const WS: &str = "websocket";
         let both = "v5.channel.k8s.io, v4.channel.k8s.io";
-        let table: [(bool, &str, &str, &str, Result<(&str, Protocol), &str>); 11] = [
+        type Case = (bool, &'static str, &'static str, &'static str, Result<(&'static str, Protocol), &'static str>);
+        let table: [Case; 11] = [
             (false, "GET", WS, both, Ok(("v5.channel.k8s.io", Protocol::Channels))),
             (false, "GET", WS, "v4.channel.k8s.io", Ok(("v4.channel.k8s.io", Protocol::Channels))),
             (false, "GET", WS, "v1.channel.k8s.io,v4.channel.k8s.io", Ok(("v4.channel.k8s.io", Protocol::Channels))),
