@@ -57,7 +57,7 @@ pub(super) fn check_same(kind: &Kind, new: &Object, old: &Object) -> Result<(), 
         return Err(Status::conflict(&kind.group, &kind.plural, name, &why));
     }
     match meta::resource_version(new) {
-        "" => Ok(()),
+        "" | "0" => Ok(()),
         given if given == meta::resource_version(old) => Ok(()),
         given if given.parse::<u64>().is_err() => {
             let error = crate::kinds::status::FieldError::invalid(

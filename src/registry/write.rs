@@ -64,7 +64,7 @@ impl<'a> Call<'a> {
     }
 
     pub(super) async fn update(&self, name: &str, sub: Option<Subresource>, new: Object) -> Result<Object, Status> {
-        let unconditional = meta::resource_version(&new).is_empty();
+        let unconditional = ["", "0"].contains(&meta::resource_version(&new));
         for _ in 1..ATTEMPTS {
             let old = self.get(name)?;
             match self.replace(old, new.clone(), sub, Operation::Update).await {

@@ -212,10 +212,40 @@ async fn full_disk(at: &Path) {
     assert_eq!((names(&store, "pods"), text(&store, "pods/a/kept").unwrap()), (vec!["a/kept".to_owned()], "2".into()));
     fs::remove_file(&ballast).unwrap();
     one(&store, large).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let (_copy, after) = after_power_cut(at);
-    assert_eq!((names(&after, "pods"), text(&after, "pods/a/kept").unwrap()), (names(&store, "pods"), "2".into()));
-    assert_eq!(after.get(&key("pods/a/large")).unwrap().unwrap().data, noise);
-    after.close().await.unwrap();
+    let flushed = async {
+        loop {
+            let (_copy, after) = after_power_cut(at);
+            let text = text(&after, "pods/a/kept");
+            assert_eq!(
+                (names(&after, "pods"), after.get(&key("pods/a/large")).unwrap().unwrap().data),
+                (names(&store, "pods"), noise.clone().into())
+            );
+            after.close().await.unwrap();
+            if text.as_deref() == Some("2") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), flushed).await.unwrap();
+    store.close().await.unwrap();
+    start_on_a_full_disk(at).await;
+}
+
+async fn start_on_a_full_disk(at: &Path) {
+    // Room for SQLite's shared memory and nothing else.
+    fs::write(at.join("store.db-shm"), [1; 32 << 10]).unwrap();
+    let ballast = at.join("ballast");
+    let _ = fs::write(&ballast, vec![1; 2 << 20]);
+    let store = open(at);
+    let before = store.revision();
+    assert_eq!(text(&store, "pods/a/kept").unwrap(), "2");
+    for write in [update("pods/a/kept", "3"), volatile(create("leases/a/l", "1"))] {
+        let result = one(&store, write).await;
+        assert!(matches!(result, Err(Error::Full { .. })), "{result:?}");
+    }
+    fs::remove_file(&ballast).unwrap();
+    assert!(one(&store, volatile(create("leases/a/l", "1"))).await.unwrap() > before);
+    one(&store, update("pods/a/kept", "3")).await.unwrap();
     store.close().await.unwrap();
 }
