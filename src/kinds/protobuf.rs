@@ -12,7 +12,6 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, map::Entry};
 
 use crate::kinds::fields::{self, Field, Shape, Ty, Type};
-use crate::kinds::schema;
 use wire::{Reader, Wire};
 
 /// First bytes of a protobuf body.
@@ -72,11 +71,7 @@ pub enum Error {
 /// # Errors
 /// On anything that is not a well-formed message of a kind of the field table. Unknown fields are skipped, as Go does.
 pub fn decode(body: &[u8]) -> Result<Map<String, Value>, Error> {
-    let object = decode_envelope(body, 0)?;
-    if object.values().map(schema::depth).max() >= Some(schema::MAX_DEPTH) {
-        return Err(Error::Depth);
-    }
-    Ok(object)
+    decode_envelope(body, 0)
 }
 
 /// The parts of `runtime.Unknown`.

@@ -61,8 +61,9 @@ pub fn strict_text(violations: &[String]) -> String {
 /// Returns what was dropped as unknown, worded for warnings and strict errors: `unknown field "spec.foo"`.
 ///
 /// # Errors
-/// A value of the wrong type; the object is then partly converted.
+/// A value of the wrong type, the object is then partly converted; more than [`MAX_DEPTH`] levels.
 pub fn conform(ty: &'static Type, object: &mut Map<String, Value>) -> Result<Vec<String>, TypeError> {
+    check_depth(object)?;
     let mut walk = Walk::default();
     walk.object(ty, object)?;
     Ok(walk.unknown)
@@ -73,6 +74,7 @@ pub fn conform(ty: &'static Type, object: &mut Map<String, Value>) -> Result<Vec
 /// # Errors
 /// As [`conform`].
 pub fn conform_metadata(object: &mut Map<String, Value>) -> Result<Vec<String>, TypeError> {
+    check_depth(object)?;
     let mut walk = Walk::default();
     if let Some(field) = fields::partial_object().field("metadata")
         && let Some(metadata) = object.get_mut("metadata")
@@ -81,6 +83,13 @@ pub fn conform_metadata(object: &mut Map<String, Value>) -> Result<Vec<String>, 
         walk.value(fields::partial_object(), field, metadata)?;
     }
     Ok(walk.unknown)
+}
+
+fn check_depth(object: &Map<String, Value>) -> Result<(), TypeError> {
+    match object.values().map(depth).max() {
+        Some(levels) if levels >= MAX_DEPTH => Err(TypeError::Value("exceeded max depth".into())),
+        _ => Ok(()),
+    }
 }
 
 #[derive(Default)]

@@ -225,9 +225,6 @@ fn depth_is_bounded() {
     }
     let version = nested(2, &[nested(7, &[bytes(4, bytes(1, schema))])]);
     assert_eq!(decode(&envelope("apiextensions.k8s.io/v1", "CustomResourceDefinition", &[version])), Err(Error::Depth));
-    // few messages, but deep JSON
-    let raw = format!("{}1{}", "[".repeat(schema::MAX_DEPTH), "]".repeat(schema::MAX_DEPTH));
-    assert_eq!(decode(&envelope("apps/v1", "ControllerRevision", &[nested(2, &[bytes(1, raw)])])), Err(Error::Depth));
     let mut inner = envelope("apps/v1", "ControllerRevision", &[]);
     for _ in 0..2_000 {
         inner = envelope("apps/v1", "ControllerRevision", &[nested(2, &[bytes(1, inner)])]);
