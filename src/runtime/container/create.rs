@@ -110,7 +110,10 @@ pub(in crate::runtime) fn create(
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
     result?;
-    if let Ok(Some(((), _))) = protocol::receive::<()>(control) {
+    if !matches!(protocol::receive::<()>(control), Ok(Some(_))) {
+        // SAFETY: as above; if the shim is gone, so is whoever could start this process.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    } else {
         container
             .start()
             .map_err(|e| Error::Create { id: config.id(), reason: capture.first().unwrap_or(e.to_string()) })?;
