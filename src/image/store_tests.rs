@@ -484,6 +484,32 @@ fn the_demonstration_image_is_made_once_and_runs() {
 }
 
 #[test]
+fn a_full_disk_fails_the_import_and_nothing_else() {
+    use nix::mount::{MsFlags, mount};
+    let work = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        let fixture = fixture();
+        let disk = fixture.room.path().join("disk");
+        fs::create_dir(&disk).unwrap();
+        mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some("size=1m")).unwrap();
+        let small = ImageStore::open_beside(&disk.join("images"), &fixture.room.path().join("proc")).unwrap();
+        let fixture = Fixture { store: small, ..fixture };
+        let big = TestImage::new(&[&"x".repeat(2 << 20)]);
+        for archive in [big.docker(&["big"]), gzip(&big.docker(&["big"]))] {
+            let error = fixture.import(&archive).unwrap_err().to_string();
+            assert!(error.contains("No space left on device"), "{error}");
+            assert_eq!((fixture.entries("layers"), fixture.store.list().unwrap().len()), (0, 0));
+        }
+        fixture.import(&TestImage::new(&["small"]).docker(&["small"])).unwrap();
+    };
+    if let Err(panic) = std::thread::spawn(work).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
 fn many_threads_may_share_a_store() {
     fn shared<T: Send + Sync>(_: &T) {}
     let fixture = fixture();
