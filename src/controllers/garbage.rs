@@ -162,7 +162,9 @@ impl Garbage {
         let namespace = if kind.namespaced { item.meta.namespace.as_str() } else { "" };
         let found = still_there(self.registry.get_as::<Head>(&kind, namespace, &owner.name))?;
         Ok(match found.map(|head| head.metadata) {
-            Some(meta) if meta.uid == owner.uid && meta.deleting() && meta.has_finalizer(FOREGROUND) => OwnerState::Waiting,
+            Some(meta) if meta.uid == owner.uid && meta.deleting() && meta.has_finalizer(FOREGROUND) => {
+                OwnerState::Waiting
+            }
             Some(meta) if meta.uid == owner.uid => OwnerState::Solid,
             _ => OwnerState::Dangling,
         })
@@ -253,7 +255,9 @@ impl Controller for Garbage {
             let mut keys: Vec<Key> = self.owners(meta).collect();
             match self.dependents(&meta.uid) {
                 Ok(found) => keys.extend(found.iter().map(|d| key(&d.kind, &d.meta.namespace, &d.meta.name))),
-                Err(status) => tracing::error!(%status, uid = meta.uid, "cannot find the dependents of a deleted object"),
+                Err(status) => {
+                    tracing::error!(%status, uid = meta.uid, "cannot find the dependents of a deleted object")
+                }
             }
             return keys;
         }

@@ -155,12 +155,13 @@ impl Namespaces {
     async fn write_conditions(&self, namespace: &Meta, conditions: &[Condition]) -> Result<(), Status> {
         let conditions = json!(conditions);
         let part = Some(Subresource::Status);
-        let written = self.registry.modify(&self.namespaces, "", &namespace.name, part, &self.options, |object: &mut Object| {
-            if meta::uid(object) == namespace.uid {
-                meta::set(object, "/status/conditions", conditions.clone());
-            }
-            Ok(())
-        });
+        let written =
+            self.registry.modify(&self.namespaces, "", &namespace.name, part, &self.options, |object: &mut Object| {
+                if meta::uid(object) == namespace.uid {
+                    meta::set(object, "/status/conditions", conditions.clone());
+                }
+                Ok(())
+            });
         still_there(written.await).map(drop)
     }
 
@@ -179,14 +180,17 @@ impl Namespaces {
 /// The conditions of a namespace of which something is left. The time is that of the last change of a status.
 fn conditions(old: &[Condition], rest: &Rest, now: Timestamp) -> Vec<Condition> {
     let list = |counts: &BTreeMap<String, usize>, unit: &str| {
-        let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {unit} {count} resource instances")).collect();
+        let parts: Vec<String> =
+            counts.iter().map(|(name, count)| format!("{name} {unit} {count} resource instances")).collect();
         parts.join(", ")
     };
-    let deleted = ("False", "ContentDeleted", "All content successfully deleted, may be waiting on finalization".to_owned());
+    let deleted =
+        ("False", "ContentDeleted", "All content successfully deleted, may be waiting on finalization".to_owned());
     let removed = ("False", "ContentRemoved", "All content successfully removed".to_owned());
     let finalized = ("False", "ContentHasNoFinalizers", "All content-preserving finalizers finished".to_owned());
     let failed = || {
-        let text = format!("Failed to delete all resource types, {} remaining: {}", rest.errors.len(), rest.errors.join(", "));
+        let text =
+            format!("Failed to delete all resource types, {} remaining: {}", rest.errors.len(), rest.errors.join(", "));
         ("True", "ContentDeletionFailed", text)
     };
     let remaining = || {
@@ -198,8 +202,14 @@ fn conditions(old: &[Condition], rest: &Rest, now: Timestamp) -> Vec<Condition> 
         ("True", "SomeFinalizersRemain", text)
     };
     [
-        ("NamespaceDeletionDiscoveryFailure", ("False", "ResourcesDiscovered", "All resources successfully discovered".to_owned())),
-        ("NamespaceDeletionGroupVersionParsingFailure", ("False", "ParsedGroupVersions", "All legacy kube types successfully parsed".to_owned())),
+        (
+            "NamespaceDeletionDiscoveryFailure",
+            ("False", "ResourcesDiscovered", "All resources successfully discovered".to_owned()),
+        ),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            ("False", "ParsedGroupVersions", "All legacy kube types successfully parsed".to_owned()),
+        ),
         ("NamespaceDeletionContentFailure", if rest.errors.is_empty() { deleted } else { failed() }),
         ("NamespaceContentRemaining", if rest.resources.is_empty() { removed } else { remaining() }),
         ("NamespaceFinalizersRemaining", if rest.finalizers.is_empty() { finalized } else { waiting() }),

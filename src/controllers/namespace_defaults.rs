@@ -52,7 +52,8 @@ impl NamespaceDefaults {
         if still_there(self.registry.get_raw(&self.accounts, namespace, ACCOUNT))?.is_some() {
             return Ok(());
         }
-        self.create(&self.accounts, namespace, json!({"metadata": {"name": ACCOUNT}}), "service-account-controller").await
+        self.create(&self.accounts, namespace, json!({"metadata": {"name": ACCOUNT}}), "service-account-controller")
+            .await
     }
 
     async fn root_ca(&self, namespace: &str) -> Result<(), Status> {

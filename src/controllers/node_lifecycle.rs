@@ -173,7 +173,9 @@ impl NodeLifecycle {
     }
 
     async fn sync(&self, key: &Key) -> Result<Next, Status> {
-        let Some(node) = still_there(self.registry.get_as::<Node>(&self.nodes, "", &key.name))? else { return Ok(None) };
+        let Some(node) = still_there(self.registry.get_as::<Node>(&self.nodes, "", &key.name))? else {
+            return Ok(None);
+        };
         let now = now();
         if taints(&node, now).is_some() {
             self.taint(&node.metadata, now).await?;
@@ -267,7 +269,8 @@ impl Controller for NodeLifecycle {
         // A pod that comes to a node may not be welcome there.
         let node_of = |object: &crate::registry::Raw| object.parse::<Pod>().map(|pod| pod.spec).unwrap_or_default();
         let (after, before) = (node_of(change.object), change.before.map(node_of).unwrap_or_default());
-        let came = !after.node_name.is_empty() && (after.node_name != before.node_name || after.tolerations != before.tolerations);
+        let came = !after.node_name.is_empty()
+            && (after.node_name != before.node_name || after.tolerations != before.tolerations);
         let node = Key { resource: "nodes".into(), namespace: "".into(), name: after.node_name.as_str().into() };
         if came { vec![node] } else { Vec::new() }
     }
@@ -299,7 +302,10 @@ mod tests {
         let cases: Vec<(Node, Option<Vec<&str>>)> = vec![
             (node(false, &[("Ready", "True")], json!([])), None),
             (node(false, &[("Ready", "True")], json!([own])), None),
-            (node(true, &[], json!([own])), Some(vec!["mine:NoExecute", "node.kubernetes.io/unschedulable:NoSchedule"])),
+            (
+                node(true, &[], json!([own])),
+                Some(vec!["mine:NoExecute", "node.kubernetes.io/unschedulable:NoSchedule"]),
+            ),
             (node(false, &[], json!([old(UNSCHEDULABLE, "NoSchedule")])), Some(vec![])),
             (
                 node(false, &[("Ready", "Unknown"), ("MemoryPressure", "True")], json!([old(NOT_READY, "NoSchedule")])),
@@ -309,7 +315,10 @@ mod tests {
                     "node.kubernetes.io/unreachable:NoExecute",
                 ]),
             ),
-            (node(false, &[("Ready", "False")], json!([old(NOT_READY, "NoSchedule"), old(NOT_READY, "NoExecute")])), None),
+            (
+                node(false, &[("Ready", "False")], json!([old(NOT_READY, "NoSchedule"), old(NOT_READY, "NoExecute")])),
+                None,
+            ),
         ];
         for (node, expected) in cases {
             let found = taints(&node, at(5));
@@ -320,9 +329,17 @@ mod tests {
 
     #[test]
     fn pods_leave_an_absent_node_only_if_they_say_so() {
-        let taint = |key: &str| Taint { key: key.to_owned(), effect: "NoExecute".to_owned(), time_added: Some(at(0)), ..Taint::default() };
+        let taint = |key: &str| Taint {
+            key: key.to_owned(),
+            effect: "NoExecute".to_owned(),
+            time_added: Some(at(0)),
+            ..Taint::default()
+        };
         let after = |seconds: Value| {
-            serde_json::from_value::<Toleration>(json!({"key": UNREACHABLE, "operator": "Exists", "tolerationSeconds": seconds})).unwrap()
+            serde_json::from_value::<Toleration>(
+                json!({"key": UNREACHABLE, "operator": "Exists", "tolerationSeconds": seconds}),
+            )
+            .unwrap()
         };
         for (what, key, tolerations, expected) in [
             ("says nothing", UNREACHABLE, vec![], Eviction::Never),

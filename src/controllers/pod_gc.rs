@@ -161,7 +161,11 @@ impl Controller for PodGarbage {
             keys.push(Key { resource: "pods".into(), namespace: "".into(), name: "".into() });
         }
         let name = &pod.spec.node_name;
-        if !gone && !name.is_empty() && change.previous_node().as_deref() != Some(name) && !self.has_node(name).unwrap_or(true) {
+        if !gone
+            && !name.is_empty()
+            && change.previous_node().as_deref() != Some(name)
+            && !self.has_node(name).unwrap_or(true)
+        {
             keys.push(node(name));
         }
         keys

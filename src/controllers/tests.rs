@@ -101,7 +101,8 @@ impl Cluster {
 
     async fn create(&self, resource: &str, object: Value) -> Object {
         let kind = kind(&self.registry, resource).unwrap();
-        let namespace = object["metadata"]["namespace"].as_str().unwrap_or(if kind.namespaced { "default" } else { "" });
+        let namespace =
+            object["metadata"]["namespace"].as_str().unwrap_or(if kind.namespaced { "default" } else { "" });
         let options = WriteOptions::by("test");
         let object = object.as_object().unwrap().clone();
         self.registry.create(&kind, namespace, object.clone(), &options).await.unwrap()
@@ -144,7 +145,8 @@ impl Cluster {
 
     fn list(&self, resource: &str) -> Vec<Object> {
         let kind = kind(&self.registry, resource).unwrap();
-        let options = ListOptions { namespace: kind.namespaced.then(|| "default".to_owned()), ..ListOptions::default() };
+        let options =
+            ListOptions { namespace: kind.namespaced.then(|| "default".to_owned()), ..ListOptions::default() };
         self.registry.list(&kind, &options).unwrap().items.iter().map(|raw| raw.object().unwrap()).collect()
     }
 
@@ -162,11 +164,7 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let dump = |resource| self.list(resource).into_iter().map(Value::Object).collect::<Vec<_>>();
-        panic!(
-            "never: {what}\n{:#}\n{:#?}",
-            json!([dump(DEPLOYMENTS), dump(SETS), dump("pods")]),
-            self.events()
-        );
+        panic!("never: {what}\n{:#}\n{:#?}", json!([dump(DEPLOYMENTS), dump(SETS), dump("pods")]), self.events());
     }
 
     /// Waits until a Deployment has so many updated and available pods and no others.
@@ -264,13 +262,19 @@ fn a_broken_image_stops_the_rollout() {
 #[test]
 fn pods_wait_for_their_node() {
     with_cluster(|c| async move {
-        c.create("pods", json!({"metadata": {"name": "picky"}, "spec": {
-            "nodeSelector": {"disktype": "ssd"}, "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "picky"}, "spec": {
+                "nodeSelector": {"disktype": "ssd"}, "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
-        c.create("pods", json!({"metadata": {"name": "other"}, "spec": {
-            "schedulerName": "mine", "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "other"}, "spec": {
+                "schedulerName": "mine", "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
         let why = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector. \
                    preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
@@ -293,14 +297,21 @@ fn pods_wait_for_their_node() {
 #[test]
 fn sets_adopt_and_release() {
     with_cluster(|c| async move {
-        c.create("pods", json!({"metadata": {"name": "stray", "labels": {"app": "web"}}, "spec": {
-            "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "stray", "labels": {"app": "web"}}, "spec": {
+                "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
-        let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "one"}]}});
-        c.create(SETS, json!({"metadata": {"name": "web"}, "spec": {
-            "replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": template,
-        }}))
+        let template =
+            json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "one"}]}});
+        c.create(
+            SETS,
+            json!({"metadata": {"name": "web"}, "spec": {
+                "replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": template,
+            }}),
+        )
         .await;
         c.until("two pods, one of them adopted", |c| {
             let adopted = meta::controller(&c.get("pods", "stray").unwrap()).is_some();
@@ -313,9 +324,12 @@ fn sets_adopt_and_release() {
             released && c.list("pods").len() == 3
         })
         .await;
-        c.create("pods", json!({"metadata": {"name": "surplus", "labels": {"app": "web"}}, "spec": {
-            "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "surplus", "labels": {"app": "web"}}, "spec": {
+                "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
         c.until("one too many goes", |c| c.list("pods").len() == 3).await;
     });
@@ -368,7 +382,8 @@ fn objects_of_owners_that_never_were_go() {
 fn a_namespace_goes_with_all_it_has() {
     with_cluster(|c| async move {
         c.create("namespaces", json!({"metadata": {"name": "shop"}})).await;
-        let (accounts, maps) = (kind(&c.registry, "serviceaccounts").unwrap(), kind(&c.registry, "configmaps").unwrap());
+        let (accounts, maps) =
+            (kind(&c.registry, "serviceaccounts").unwrap(), kind(&c.registry, "configmaps").unwrap());
         c.until("it has what every namespace has", |c| {
             let ca = c.registry.get(&maps, "shop", "kube-root-ca.crt");
             c.registry.get(&accounts, "shop", "default").is_ok()
@@ -435,8 +450,7 @@ fn nodes_are_tainted_by_their_state() {
             Ok(())
         });
         silent.await.unwrap();
-        let unreachable =
-            ["node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"];
+        let unreachable = ["node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"];
         c.until("unreachable", |c| taints(c) == unreachable).await;
         c.until("evicted", |c| c.get("pods", "leaves").is_none()).await;
         assert_eq!(c.list("pods").len(), 1, "the other one waits for its node");
@@ -446,15 +460,15 @@ fn nodes_are_tainted_by_their_state() {
 #[test]
 fn the_more_important_pod_gets_the_room() {
     with_cluster(|c| async move {
-        let pod = |name: &str, priority: i32| {
+        let pod = |name: &str, class: &str| {
             let requests = json!({"requests": {"cpu": "3"}});
-            json!({"metadata": {"name": name}, "spec": {"priority": priority, "containers": [
+            json!({"metadata": {"name": name}, "spec": {"priorityClassName": class, "containers": [
                 {"name": "c", "image": "one", "resources": requests}
             ]}})
         };
-        c.create("pods", pod("low", 0)).await;
+        c.create("pods", pod("low", "")).await;
         c.until("low runs", |c| meta::str_at(&c.get("pods", "low").unwrap(), "/status/phase") == "Running").await;
-        c.create("pods", pod("high", 100)).await;
+        c.create("pods", pod("high", "system-cluster-critical")).await;
         c.until("high runs", |c| meta::str_at(&c.get("pods", "high").unwrap(), "/status/phase") == "Running").await;
         assert!(c.get("pods", "low").is_none());
         c.until("people are told", |c| c.events().iter().any(|e| e.starts_with("Preempted Preempted by pod"))).await;
