@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::status::{FieldError, Status};
 use crate::kinds::{Kind, Object, Subresource, meta, scale};
-use crate::registry::{Deleted, DeleteOptions, ListOptions, Patch, PatchType, Propagation, WriteOptions};
+use crate::registry::{DeleteOptions, Deleted, ListOptions, Patch, PatchType, Propagation, WriteOptions};
 
 use super::body;
 use super::reply::{self, Body};
@@ -23,7 +23,7 @@ impl Call {
     /// Does what is asked and answers.
     pub(super) async fn run(self, verb: Verb, body: Incoming) -> Result<Response<Body>, Status> {
         if pods::is_stream(&self.target) {
-            return pods::answer(self, body).await;
+            return pods::answer(self, verb).await;
         }
         match verb {
             Verb::Get => self.get(),

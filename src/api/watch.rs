@@ -166,7 +166,7 @@ struct State {
 
 /// What a watch waits for.
 enum Woken {
-    Event(Result<Event, Status>),
+    Event(Result<Box<Event>, Status>),
     Changed,
     Time,
     Stopping,
@@ -185,7 +185,7 @@ impl State {
         while out.is_empty() {
             match self.wait().await {
                 Woken::Event(event) => {
-                    if let Err(status) = event.and_then(|event| self.events(event, &mut out)) {
+                    if let Err(status) = event.and_then(|event| self.events(*event, &mut out)) {
                         return Some(self.end(out, &status));
                     }
                 }
@@ -215,7 +215,7 @@ impl State {
         };
         tokio::select! {
             biased;
-            event = self.watch.next() => Woken::Event(event),
+            event = self.watch.next() => Woken::Event(event.map(Box::new)),
             () = self.sleep.as_mut() => Woken::Time,
             () = changed => Woken::Changed,
             () = stopped(&mut self.stopping) => Woken::Stopping,

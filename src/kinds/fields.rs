@@ -253,6 +253,11 @@ pub fn object_meta() -> &'static Type {
     &table::OBJECT_META
 }
 
+/// `metadata` of every list.
+pub fn list_meta() -> &'static Type {
+    &table::LIST_META
+}
+
 /// The part every object has (`apiVersion`, `kind`, `metadata`): the type of custom resources without a schema of ours.
 pub fn partial_object() -> &'static Type {
     table::PARTIAL_OBJECT

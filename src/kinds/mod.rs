@@ -16,7 +16,9 @@ pub mod metadata;
 pub mod names;
 pub mod namespace;
 pub mod node;
+pub mod apply;
 pub mod fields;
+pub mod openapi;
 pub mod patch;
 pub mod protobuf;
 pub mod schema;
@@ -31,6 +33,9 @@ pub mod status;
 pub mod table;
 pub mod unsupported;
 pub mod workload;
+
+#[cfg(test)]
+mod hooks_tests;
 
 use std::borrow::Cow;
 
@@ -119,7 +124,7 @@ pub trait Hooks: Sync + Send {
     }
 
     /// The table's columns after `Name`, `Age` included. Where one of them is `Name` itself (Event), the table has no
-    /// leading `Name`.
+    /// leading `Name` ([`Kind::leads_with_name`]).
     fn columns(&self) -> &'static [Column];
 
     /// One row's cells, one for each of [`Hooks::columns`].

@@ -42,18 +42,22 @@ pub(super) fn list(store: &Store, kind: &Kind, options: &ListOptions) -> Result<
     let resource = kind.resource();
     let failed = |e| error::status(&resource, e);
     let head = Head::of(kind);
-    if let (Some(name), Some(ns), None) = (filter.name(), options.namespace.as_deref().or((!kind.namespaced).then_some("")), options.exact) {
+    if let (Some(name), Some(ns), None) =
+        (filter.name(), options.namespace.as_deref().or((!kind.namespaced).then_some("")), options.exact)
+    {
         return one(store, key(kind, ns, name), &head, &filter);
+    }
+    if let (Some(node), "Pod", 0, None) = (filter.node(), &*kind.kind, options.limit, options.exact) {
+        return on_node(store, kind, node, options, &filter);
     }
     let token = if options.next.is_empty() { None } else { Some(Token::parse(&options.next)?) };
     let mut revision = token.as_ref().map(|t| t.revision).or(options.exact);
     let mut after = token.map(|t| (t.namespace, t.name));
-    let chunk = if filter.is_empty() { options.limit } else { options.limit.min(CHUNK).max(1) };
+    let chunk = if filter.is_empty() { options.limit } else { CHUNK };
     let mut list = List::default();
     loop {
         let from = after.as_ref().map(|(ns, name)| (ns.as_str(), name.as_str()));
-        let want = if options.limit == 0 { 0 } else { chunk };
-        let page = page(store, &resource, options.namespace.as_deref(), from, want, revision).map_err(|e| match e {
+        let page = page(store, &resource, options.namespace.as_deref(), from, chunk, revision).map_err(|e| match e {
             Error::Compacted { .. } => expired_token(),
             e => failed(e),
         })?;
@@ -94,6 +98,19 @@ fn one(store: &Store, key: Key, head: &Head, filter: &Filter) -> Result<List, St
             list.items.push(raw);
         }
     }
+    Ok(list)
+}
+
+/// The pods of one node, by the index: what every node asks for.
+fn on_node(store: &Store, kind: &Kind, node: &str, options: &ListOptions, filter: &Filter) -> Result<List, Status> {
+    let mut list = List { revision: store.revision(), ..List::default() };
+    for raw in indexed(store, kind, &format!("node:{node}"))? {
+        let within = options.namespace.as_deref().is_none_or(|ns| *raw.key.namespace == *ns);
+        if within && filter.matches(&raw)? {
+            list.items.push(raw);
+        }
+    }
+    list.items.sort_by(|a, b| a.key.cmp(&b.key));
     Ok(list)
 }
 
