@@ -334,3 +334,143 @@ fn sets_adopt_and_release() {
         c.until("one too many goes", |c| c.list("pods").len() == 3).await;
     });
 }
+
+#[test]
+fn dependents_go_with_their_owner() {
+    with_cluster(|c| async move {
+        for (propagation, name) in [(Propagation::Background, "back"), (Propagation::Foreground, "fore")] {
+            c.deploy(name, 2).await;
+            c.rolled_out(name, 2).await;
+            let deleted = c.delete(DEPLOYMENTS, name, Some(propagation)).await;
+            assert_eq!(matches!(deleted, Deleted::Gone(_)), propagation == Propagation::Background);
+            if propagation == Propagation::Foreground {
+                let pods = || c.list("pods").len();
+                assert_eq!(pods(), 2, "the owner is only marked yet");
+            }
+            c.until("everything is gone", |c| {
+                c.get(DEPLOYMENTS, name).is_none() && c.list(SETS).is_empty() && c.list("pods").is_empty()
+            })
+            .await;
+        }
+        c.deploy("orphans", 2).await;
+        c.rolled_out("orphans", 2).await;
+        c.delete(DEPLOYMENTS, "orphans", Some(Propagation::Orphan)).await;
+        c.until("the deployment is gone", |c| c.get(DEPLOYMENTS, "orphans").is_none()).await;
+        assert_eq!((c.list(SETS).len(), c.list("pods").len()), (1, 2));
+        assert!(meta::controller(&c.list(SETS)[0]).is_none());
+        // The same deployment finds its set again.
+        let set = meta::uid(&c.list(SETS)[0]).to_owned();
+        c.deploy("orphans", 2).await;
+        c.rolled_out("orphans", 2).await;
+        assert_eq!(c.list(SETS).iter().map(meta::uid).collect::<Vec<_>>(), [set]);
+    });
+}
+
+#[test]
+fn objects_of_owners_that_never_were_go() {
+    with_cluster(|c| async move {
+        let owner = |kind: &str, uid: &str| json!([{"apiVersion": "v1", "kind": kind, "name": "nobody", "uid": uid}]);
+        for (name, owners) in [("lost", owner("Pod", "x")), ("strange", owner("Dragon", "x"))] {
+            c.create("configmaps", json!({"metadata": {"name": name, "ownerReferences": owners}})).await;
+        }
+        c.until("lost is gone", |c| c.get("configmaps", "lost").is_none()).await;
+        assert!(c.get("configmaps", "strange").is_some(), "nothing is known of dragons");
+    });
+}
+
+#[test]
+fn a_namespace_goes_with_all_it_has() {
+    with_cluster(|c| async move {
+        c.create("namespaces", json!({"metadata": {"name": "shop"}})).await;
+        let (accounts, maps) =
+            (kind(&c.registry, "serviceaccounts").unwrap(), kind(&c.registry, "configmaps").unwrap());
+        c.until("it has what every namespace has", |c| {
+            let ca = c.registry.get(&maps, "shop", "kube-root-ca.crt");
+            c.registry.get(&accounts, "shop", "default").is_ok()
+                && ca.is_ok_and(|map| map["data"] == json!({"ca.crt": "PEM"}))
+        })
+        .await;
+        c.registry.delete(&accounts, "shop", "default", &DeleteOptions::default()).await.unwrap();
+        c.until("the account is back", |c| c.registry.get(&accounts, "shop", "default").is_ok()).await;
+
+        let mut web = deployment("web", 3);
+        web["metadata"]["namespace"] = "shop".into();
+        c.create(DEPLOYMENTS, web).await;
+        c.create("configmaps", json!({"metadata": {"name": "held", "namespace": "shop", "finalizers": ["x/y"]}})).await;
+        let pods = kind(&c.registry, "pods").unwrap();
+        let within = ListOptions::within("shop");
+        c.until("it runs", |c| c.registry.list(&pods, &within).unwrap().items.len() == 3).await;
+
+        c.delete("namespaces", "shop", None).await;
+        let message = "Some content in the namespace has finalizers remaining: x/y in 1 resource instances";
+        c.until("only the held one is left", |c| {
+            let namespace = c.get("namespaces", "shop").unwrap();
+            let waiting = meta::condition(&namespace, "NamespaceFinalizersRemaining");
+            waiting.is_some_and(|condition| meta::str_at(condition, "/message") == message)
+        })
+        .await;
+        assert!(c.registry.list(&pods, &within).unwrap().items.is_empty());
+        let by = WriteOptions::by("test");
+        let free = c.registry.modify(&maps, "shop", "held", None, &by, |map| {
+            meta::remove_finalizer(map, "x/y");
+            Ok(())
+        });
+        free.await.unwrap();
+        c.until("the namespace is gone", |c| c.get("namespaces", "shop").is_none()).await;
+        for kind in c.registry.kinds().all().iter().filter(|k| k.namespaced && !k.volatile) {
+            assert!(c.registry.list(kind, &within).unwrap().items.is_empty(), "{}", kind.plural);
+        }
+    });
+}
+
+#[test]
+fn nodes_are_tainted_by_their_state() {
+    with_cluster(|c| async move {
+        let taints = |c: &Cluster| -> Vec<String> {
+            let node = c.get("nodes", "pi").unwrap();
+            let text = |t: &Value| format!("{}:{}", t["key"].as_str().unwrap(), t["effect"].as_str().unwrap());
+            meta::list_at(&node, "/spec/taints").iter().map(text).collect()
+        };
+        c.change("nodes", "pi", |node| meta::set(node, "/spec/unschedulable", true)).await;
+        c.until("cordoned", |c| taints(c) == ["node.kubernetes.io/unschedulable:NoSchedule"]).await;
+        c.deploy("web", 1).await;
+        c.until("nothing is scheduled", |c| c.events().iter().any(|e| e.starts_with("FailedScheduling 0/1"))).await;
+        c.change("nodes", "pi", |node| meta::set(node, "/spec/unschedulable", false)).await;
+        c.rolled_out("web", 1).await;
+        let bystander = json!({"metadata": {"name": "leaves"}, "spec": {
+            "nodeName": "pi", "containers": [{"name": "c", "image": "one"}],
+            "tolerations": [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute",
+                             "tolerationSeconds": 1}],
+        }});
+        c.create("pods", bystander).await;
+        let nodes = kind(&c.registry, "nodes").unwrap();
+        let by = WriteOptions::by("test");
+        let silent = c.registry.modify(&nodes, "", "pi", Some(Subresource::Status), &by, |node| {
+            node_lifecycle::mark_unknown(node, jiff::Timestamp::now());
+            Ok(())
+        });
+        silent.await.unwrap();
+        let unreachable = ["node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"];
+        c.until("unreachable", |c| taints(c) == unreachable).await;
+        c.until("evicted", |c| c.get("pods", "leaves").is_none()).await;
+        assert_eq!(c.list("pods").len(), 1, "the other one waits for its node");
+    });
+}
+
+#[test]
+fn the_more_important_pod_gets_the_room() {
+    with_cluster(|c| async move {
+        let pod = |name: &str, class: &str| {
+            let requests = json!({"requests": {"cpu": "3"}});
+            json!({"metadata": {"name": name}, "spec": {"priorityClassName": class, "containers": [
+                {"name": "c", "image": "one", "resources": requests}
+            ]}})
+        };
+        c.create("pods", pod("low", "")).await;
+        c.until("low runs", |c| meta::str_at(&c.get("pods", "low").unwrap(), "/status/phase") == "Running").await;
+        c.create("pods", pod("high", "system-cluster-critical")).await;
+        c.until("high runs", |c| meta::str_at(&c.get("pods", "high").unwrap(), "/status/phase") == "Running").await;
+        assert!(c.get("pods", "low").is_none());
+        c.until("people are told", |c| c.events().iter().any(|e| e.starts_with("Preempted Preempted by pod"))).await;
+    });
+}
