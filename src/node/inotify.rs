@@ -37,7 +37,8 @@ impl Watcher {
     fn new(path: &Path, flags: AddWatchFlags) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         inotify.add_watch(path, flags)?;
-        Ok(Self { fd: AsyncFd::new(Fd(inotify))? })
+        // SAFETY: the descriptor is owned by the `Inotify` inside and stays open and the same until that is dropped.
+        Ok(Self { fd: unsafe { AsyncFd::register(Fd(inotify)) }? })
     }
 
     /// Waits for changes; the names of files concerned (none for a watched file itself). Cancel safe.

@@ -160,3 +160,27 @@ async fn report(config: &NodeConfig, outbox: &Outbox, images: &Arc<ImageStore>, 
     };
     outbox.node(info::report(&identity, &Machine::measure(&config.data_dir), listed));
 }
+
+/// Removes every sandbox, mount, cgroup, interface and file of a node that does not run: of `data_dir`
+/// ([`NodeConfig::data_dir`]) and the runtime's own. The pod network is [`Network::destroy`]'s.
+///
+/// # Errors
+/// The first thing that could not be removed; calling it again goes on from there.
+pub async fn reset(data_dir: &std::path::Path, runtime: &Runtime) -> Result<()> {
+    let adopted = runtime.adopt().await?;
+    for sandbox in adopted.live {
+        sandbox.destroy().await?;
+    }
+    for sandbox in adopted.dead {
+        runtime.cleanup(&sandbox.uid).await?;
+    }
+    let root = data_dir.to_owned();
+    blocking("removing the node's files", move || {
+        for dir in Pods::open(&root)?.list()? {
+            volumes::remove(&dir.volumes())?;
+            dir.remove()?;
+        }
+        std::fs::remove_dir_all(&root).map_err(|source| Error::File { op: "remove", path: root, source })
+    })
+    .await
+}
