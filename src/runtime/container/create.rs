@@ -52,7 +52,8 @@ pub(super) fn give_streams(stdio: &Stdio, identity: &Identity) {
 pub(super) fn give_terminal(master: &OwnedFd, identity: &Identity) {
     use std::os::fd::FromRawFd;
     // SAFETY: takes a flags argument and returns a new descriptor or -1.
-    let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
+    let slave =
+        unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
     if slave >= 0 {
         // SAFETY: the call has just returned this descriptor to us alone.
         let slave = unsafe { OwnedFd::from_raw_fd(slave) };
@@ -110,7 +111,9 @@ pub(in crate::runtime) fn create(
     }
     result?;
     if let Ok(Some(((), _))) = protocol::receive::<()>(control) {
-        container.start().map_err(|e| Error::Create { id: config.id(), reason: capture.first().unwrap_or(e.to_string()) })?;
+        container
+            .start()
+            .map_err(|e| Error::Create { id: config.id(), reason: capture.first().unwrap_or(e.to_string()) })?;
     }
     Ok(())
 }
@@ -145,7 +148,8 @@ fn mount_root(pod: &Pod, config: &ContainerConfig) -> Result<OwnedFd> {
         return Err(Error::Invalid { field: "image".into(), reason: "has no layer".into() });
     };
     let like = fs::metadata(top).map_err(fail("stat layer", top))?;
-    fs::set_permissions(&upper, fs::Permissions::from_mode(like.mode() & 0o7777)).map_err(fail("set mode of", &upper))?;
+    fs::set_permissions(&upper, fs::Permissions::from_mode(like.mode() & 0o7777))
+        .map_err(fail("set mode of", &upper))?;
     std::os::unix::fs::chown(&upper, Some(like.uid()), Some(like.gid())).map_err(fail("change owner of", &upper))?;
 
     // By descriptor: paths may be too long for one page of options, or hold what separates these. A layer is named below
@@ -161,7 +165,8 @@ fn mount_root(pod: &Pod, config: &ContainerConfig) -> Result<OwnedFd> {
     let lower = lower.join(":");
     let (upper, work) = (open(&upper)?, open(&work)?);
     // `volatile`: the layer does not survive a power cut anyway (a new attempt gets a new one), so spare the flash.
-    let options = format!("lowerdir={lower},upperdir={},workdir={},volatile", sys::fd_path(&upper), sys::fd_path(&work));
+    let options =
+        format!("lowerdir={lower},upperdir={},workdir={},volatile", sys::fd_path(&upper), sys::fd_path(&work));
     nix::mount::mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(&*options))
         .map_err(|e| fail("mount an overlay at", &root)(e.into()))?;
     for part in ["dev", "proc", "sys"] {
@@ -286,7 +291,8 @@ impl Console {
 
 /// Mounts the volumes in the container's namespace and makes its working directory.
 fn furnish(pid: i32, volumes: Vec<Ready>, config: &ContainerConfig) -> Result<()> {
-    let fail = |source: io::Error| Error::File { op: "enter the mounts of", path: format!("/proc/{pid}").into(), source };
+    let fail =
+        |source: io::Error| Error::File { op: "enter the mounts of", path: format!("/proc/{pid}").into(), source };
     let own = File::open("/proc/self/ns/mnt").map_err(fail)?;
     let theirs = File::open(format!("/proc/{pid}/ns/mnt")).map_err(fail)?;
     setns(theirs, CloneFlags::CLONE_NEWNS).map_err(|e| fail(e.into()))?;

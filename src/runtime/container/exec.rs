@@ -77,7 +77,8 @@ fn build(
     let name = id.to_string();
     let own = state.join(&name);
     super::make_directory(&own).map_err(|e| text(&e))?;
-    let container = Container::new(&name, ContainerStatus::Running, Some(init as i32), &bundle, &own).map_err(|e| text(&e))?;
+    let container =
+        Container::new(&name, ContainerStatus::Running, Some(init as i32), &bundle, &own).map_err(|e| text(&e))?;
     container.save().map_err(|e| text(&e))?;
 
     let console = config.tty.then(|| Console::listen(pod)).transpose().map_err(|e| text(&e))?;

@@ -1,11 +1,6 @@
 //! The last steps of a container's process: directory, system call filter, capabilities, `execve`.
 
-use std::{
-    collections::HashMap,
-    ffi::CString,
-    io,
-    os::fd::RawFd,
-};
+use std::{collections::HashMap, ffi::CString, io, os::fd::RawFd};
 
 use libcontainer::{
     oci_spec::runtime::Spec,
@@ -87,7 +82,8 @@ impl Executor for Runner {
 impl Command {
     fn run(&self) -> Result<std::convert::Infallible, Failure> {
         let cwd = if self.cwd.is_empty() { "/" } else { &self.cwd };
-        std::env::set_current_dir(cwd).map_err(|e| Failure::other(format!("change to the working directory {cwd:?}"), &e))?;
+        std::env::set_current_dir(cwd)
+            .map_err(|e| Failure::other(format!("change to the working directory {cwd:?}"), &e))?;
         let restrict = || -> io::Result<()> {
             capabilities::bound(self.capabilities)?;
             // Loading a filter is a privilege unless new privileges are given up: before the capabilities go, then.
@@ -109,7 +105,8 @@ impl Command {
         if self.filter.is_empty() {
             return Ok(());
         }
-        let program = libc::sock_fprog { len: self.filter.len() as u16, filter: self.filter.as_ptr().cast_mut().cast() };
+        let program =
+            libc::sock_fprog { len: self.filter.len() as u16, filter: self.filter.as_ptr().cast_mut().cast() };
         // SAFETY: the words are instructions in the kernel's layout, which the kernel verifies; they outlive the call.
         match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) } {
             0 => Ok(()),

@@ -150,10 +150,8 @@ impl Server {
     }
 
     fn wait(&self) -> nix::Result<Vec<Source>> {
-        let mut sources: Vec<(BorrowedFd<'_>, bool, Source)> = vec![
-            (self.listener.as_fd(), false, Source::Listener),
-            (self.signals.as_fd(), false, Source::Signals),
-        ];
+        let mut sources: Vec<(BorrowedFd<'_>, bool, Source)> =
+            vec![(self.listener.as_fd(), false, Source::Listener), (self.signals.as_fd(), false, Source::Signals)];
         sources.extend(self.client.iter().map(|c| (c.as_fd(), false, Source::Client)));
         sources.extend(self.jobs.iter().map(|j| (j.control.as_fd(), false, Source::Job(j.helper))));
         for (id, container) in &self.containers {
@@ -215,13 +213,16 @@ impl Server {
 
     fn accept(&mut self) {
         use nix::sys::socket::{SockFlag, accept4};
-        let Ok(fd) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) else { return };
+        let Ok(fd) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) else {
+            return;
+        };
         // SAFETY: the call returned this descriptor to us alone.
         let client = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
         self.client_gone();
         self.client = Some(client);
         let states = self.containers.iter().filter_map(|(id, c)| Some((id.clone(), c.state.clone()?)));
-        let hello = FromShim::Hello { version: protocol::VERSION, pid: std::process::id(), containers: states.collect() };
+        let hello =
+            FromShim::Hello { version: protocol::VERSION, pid: std::process::id(), containers: states.collect() };
         self.tell(&hello, &[]);
     }
 
