@@ -53,7 +53,7 @@ impl Kinds {
             pods: kind("", "Pod")?,
             nodes: kind("", "Node")?,
             leases: kind("coordination.k8s.io", "Lease")?,
-            used: ["ConfigMap", "Secret", "PersistentVolumeClaim", "PersistentVolume"]
+            used: ["ConfigMap", "Secret"]
                 .into_iter()
                 .map(|name| kind("", name))
                 .collect::<Result<_, _>>()?,
