@@ -9,6 +9,7 @@ pub mod api;
 pub mod controllers;
 pub mod scheduler;
 pub mod fleet;
+pub mod events;
 pub mod registry;
 pub mod node;
 pub mod link;
@@ -18,5 +19,6 @@ pub mod network;
 pub mod store;
 pub mod kinds;
 
+pub mod cidr;
 pub mod config;
 pub mod pki;

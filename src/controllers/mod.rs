@@ -1,1 +1,72 @@
 //! One file a controller, one shared work queue and runner.
+
+pub mod claim;
+pub mod deployment;
+pub mod model;
+pub mod queue;
+pub mod replicaset;
+pub mod runner;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::events::EventRecorder;
+use crate::kinds::Kind;
+use crate::kinds::status::Status;
+use crate::registry::Registry;
+
+pub use crate::events;
+
+use runner::Controller;
+
+/// What the controllers need to know of the cluster.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster's CA certificate as PEM, which every namespace gets in the ConfigMap `kube-root-ca.crt`.
+    pub ca: String,
+}
+
+/// Runs all controllers until `shutdown` ends. May be dropped at any time: what was half done is done again.
+///
+/// # Errors
+/// If a kind the controllers cannot do without is not served.
+pub async fn run(
+    registry: &Registry,
+    events: &EventRecorder,
+    config: &Config,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Status> {
+    let controllers: Vec<Box<dyn Controller>> = vec![
+        Box::new(deployment::Deployments::new(registry, events)?),
+        Box::new(replicaset::ReplicaSets::new(registry, events)?),
+    ];
+    runner::run(registry, &controllers, shutdown).await;
+    Ok(())
+}
+
+/// A kind the controllers cannot do without.
+fn kind(registry: &Registry, resource: &str) -> Result<Arc<Kind>, Status> {
+    registry.kinds().by_resource(resource).ok_or_else(|| Status::internal(format!("{resource} are not served")))
+}
+
+/// `None` for an object that is gone.
+fn still_there<T>(result: Result<T, Status>) -> Result<Option<T>, Status> {
+    match result {
+        Ok(object) => Ok(Some(object)),
+        Err(status) if status.code == 404 => Ok(None),
+        Err(status) => Err(status),
+    }
+}
+
+/// Whether a create was refused because the namespace is being deleted.
+fn namespace_is_terminating(status: &Status) -> bool {
+    let causes = status.details.get("causes").and_then(Value::as_array);
+    causes.is_some_and(|list| {
+        list.iter().any(|c| c.get("reason").and_then(Value::as_str) == Some("NamespaceTerminating"))
+    })
+}
+
+#[cfg(test)]
+mod tests;
