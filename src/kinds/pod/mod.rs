@@ -56,7 +56,10 @@ impl Hooks for Pod {
 
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<FieldError> {
         let mut errors = metadata::validate_update(new, old);
-        spec::update(&mut errors, new, old);
+        // A pod stored by an earlier version may lack defaults that `new` has by now.
+        let mut old = old.clone();
+        defaults::pod(&mut old);
+        spec::update(&mut errors, new, &old);
         errors
     }
 

@@ -273,6 +273,15 @@ fn pod_rules() {
             ],
         ),
         (
+            "/spec/topologySpreadConstraints",
+            json!([{"maxSkew": 0, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"},
+                {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}]),
+            &[
+                "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero",
+                "spec.topologySpreadConstraints[1].whenUnsatisfiable: Forbidden: not supported by umiak",
+            ],
+        ),
+        (
             "/spec/securityContext",
             json!({"runAsUser": -1, "sysctls": [{"name": "a", "value": "1"}, {"name": "a", "value": "2"}]}),
             &[
@@ -370,6 +379,14 @@ fn scheduling_gates_can_only_be_removed() {
     );
     meta::set(&mut new, "/spec/nodeSelector", json!({}));
     assert!(texts(&Pod.validate_update(&new, &old))[0].ends_with("changed: spec.nodeSelector"));
+}
+
+#[test]
+fn a_pod_of_an_earlier_version_can_be_changed() {
+    let new = pod(MANIFESTS[1]);
+    let mut old = new.clone();
+    meta::remove(&mut old, "/spec/preemptionPolicy");
+    assert_eq!(texts(&Pod.validate_update(&new, &old)), [""; 0]);
 }
 
 #[test]
