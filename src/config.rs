@@ -124,7 +124,10 @@ impl ServerConfig {
                 .map_err(|e| wrong("node-name", format!("the host has no name: {e}")))?,
         };
         if !is_dns_subdomain(&name) {
-            return field("node-name", format!("{name:?} is not a DNS name of lower-case letters, digits, '-' and '.'"));
+            return field(
+                "node-name",
+                format!("{name:?} is not a DNS name of lower-case letters, digits, '-' and '.'"),
+            );
         }
         self.node_name = Some(name);
         self.data_dir = std::path::absolute(&self.data_dir)

@@ -21,4 +21,5 @@ pub mod kinds;
 
 pub mod cidr;
 pub mod config;
+pub mod memory;
 pub mod pki;

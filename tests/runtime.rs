@@ -29,10 +29,15 @@ impl Fixture {
         fs::set_permissions(&layer, fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(layer.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
         fs::copy("/bin/busybox", layer.join("bin/busybox")).unwrap();
-        for applet in ["sh", "cat", "echo", "sleep", "id", "ls", "hostname", "stty", "tty", "kill", "mount", "touch", "yes", "head", "dd", "env", "readlink", "grep", "mknod", "ip", "true", "wc", "pwd", "rm", "unshare", "uname", "tr", "md5sum", "ps", "chmod", "mkdir"] {
+        for applet in [
+            "sh", "cat", "echo", "sleep", "id", "ls", "hostname", "stty", "tty", "kill", "mount", "touch", "yes",
+            "head", "dd", "env", "readlink", "grep", "mknod", "ip", "true", "wc", "pwd", "rm", "unshare", "uname",
+            "tr", "md5sum", "ps", "chmod", "mkdir",
+        ] {
             symlink("busybox", layer.join("bin").join(applet)).unwrap();
         }
-        fs::write(layer.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n").unwrap();
+        fs::write(layer.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n")
+            .unwrap();
         fs::write(layer.join("etc/group"), "root:x:0:\napp:x:1001:\nextra:x:2000:app\n").unwrap();
         fs::write(layer.join("bin/noexec"), "x").unwrap();
         symlink("/run/nothing/resolv.conf", layer.join("etc/resolv.conf")).unwrap();
@@ -89,7 +94,11 @@ impl Fixture {
         }
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let cgroups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
-            assert!(!cgroups.contains(&self.cgroup), "{:?}: {cgroups}", process.path());
+            assert!(
+                !cgroups.lines().any(|l| l.contains(&self.cgroup) && !l.ends_with(" (deleted)")),
+                "{:?}: {cgroups}",
+                process.path()
+            );
         }
     }
 }
@@ -106,7 +115,8 @@ impl Drop for Fixture {
         for round in 0..100 {
             for cgroup in &left {
                 for pid in fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default().lines() {
-                    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), nix::sys::signal::SIGKILL).ok();
+                    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), nix::sys::signal::SIGKILL)
+                        .ok();
                 }
             }
             if left.iter().rev().filter(|c| fs::remove_dir(c).is_err() && c.exists()).count() == 0 || round == 99 {
@@ -120,7 +130,12 @@ impl Drop for Fixture {
 fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
     if directory.is_dir() {
         found.push(directory.to_owned());
-        fs::read_dir(directory).into_iter().flatten().flatten().filter(|e| e.path().is_dir()).for_each(|e| walk(&e.path(), found));
+        fs::read_dir(directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|e| e.path().is_dir())
+            .for_each(|e| walk(&e.path(), found));
     }
 }
 
@@ -136,7 +151,8 @@ fn output(log: &Path) -> String {
     let mut text = String::new();
     for line in fs::read_to_string(log).unwrap_or_default().lines() {
         let mut fields = line.splitn(4, ' ');
-        let (time, stream, tag, rest) = (fields.next().unwrap(), fields.next().unwrap(), fields.next().unwrap(), fields.next().unwrap());
+        let (time, stream, tag, rest) =
+            (fields.next().unwrap(), fields.next().unwrap(), fields.next().unwrap(), fields.next().unwrap());
         assert!(time.len() == 30 && time.ends_with('Z'), "{line}");
         assert!(matches!(stream, "stdout" | "stderr"), "{line}");
         text.push_str(rest);
@@ -192,11 +208,20 @@ async fn exec_has_streams_terminal_and_exit_code() {
     let out = captured(&sandbox, &id, "id; pwd; echo $WHO $HOME >&2; grep CapEff /proc/self/status; cat /proc/1/cgroup | md5sum; cat /proc/self/cgroup | md5sum; exit 7").await;
     let text = String::from_utf8(out.output).unwrap();
     assert_eq!(out.code, Some(7), "{text}");
-    for expected in ["uid=1000(app) gid=1001(app) groups=1001(app),2000(extra)", "/data/new\n", "me /home/app\n", "0000000000000000"] {
+    for expected in [
+        "uid=1000(app) gid=1001(app) groups=1001(app),2000(extra)",
+        "/data/new\n",
+        "me /home/app\n",
+        "0000000000000000",
+    ] {
         assert!(text.contains(expected), "{expected:?} in {text:?}");
     }
 
-    let exec = ExecConfig { args: vec!["sh".into(), "-c".into(), "cat; echo done >&2; exit 4".into()], stdin: true, ..ExecConfig::default() };
+    let exec = ExecConfig {
+        args: vec!["sh".into(), "-c".into(), "cat; echo done >&2; exit 4".into()],
+        stdin: true,
+        ..ExecConfig::default()
+    };
     let mut cat = sandbox.exec(&id, &exec).await.unwrap();
     let mut stdin = tokio::net::unix::pipe::Sender::from_owned_fd(cat.streams.stdin.take().unwrap()).unwrap();
     let mut stdout = tokio::net::unix::pipe::Receiver::from_owned_fd(cat.streams.stdout.take().unwrap()).unwrap();
@@ -215,7 +240,12 @@ async fn exec_has_streams_terminal_and_exit_code() {
     assert_eq!(errors, "done\n");
     assert_eq!(cat.wait().await.unwrap(), 4);
 
-    let exec = ExecConfig { args: vec!["sh".into(), "-c".into(), "tty; stty size; echo $TERM; read x; stty size".into()], tty: true, stdin: true, ..ExecConfig::default() };
+    let exec = ExecConfig {
+        args: vec!["sh".into(), "-c".into(), "tty; stty size; echo $TERM; read x; stty size".into()],
+        tty: true,
+        stdin: true,
+        ..ExecConfig::default()
+    };
     let mut shell = sandbox.exec(&id, &exec).await.unwrap();
     let master = shell.streams.tty.take().unwrap();
     resize(&master, 33, 101).unwrap();
@@ -243,7 +273,9 @@ async fn exec_has_streams_terminal_and_exit_code() {
         (["noexec", ""], 126, "exec: \"noexec\": permission denied"),
     ] {
         let exec = ExecConfig { args: args.map(String::from).to_vec(), ..ExecConfig::default() };
-        let Err(Error::Start { exit_code, reason: said, .. }) = sandbox.exec(&id, &exec).await else { panic!("{args:?}") };
+        let Err(Error::Start { exit_code, reason: said, .. }) = sandbox.exec(&id, &exec).await else {
+            panic!("{args:?}")
+        };
         assert_eq!((exit_code, &*said), (code, reason));
     }
     sandbox.destroy().await.unwrap();
@@ -287,7 +319,9 @@ async fn commands_that_cannot_start_say_why() {
         (fixture.container("empty", &[]), 128, "no command specified"),
     ] {
         sandbox.create_container(&config).await.unwrap();
-        let Err(Error::Start { exit_code, reason: said, .. }) = sandbox.start(&config.id()).await else { panic!("{reason}") };
+        let Err(Error::Start { exit_code, reason: said, .. }) = sandbox.start(&config.id()).await else {
+            panic!("{reason}")
+        };
         assert_eq!((exit_code, &*said), (code, reason));
         let exit = exit_of(&sandbox, &config.id()).await;
         assert_eq!((exit.code, exit.start_error.as_deref(), exit.started_at), (128, Some(reason), 0));
@@ -310,7 +344,10 @@ async fn commands_that_cannot_start_say_why() {
 }
 
 fn sandbox_dir(fixture: &Fixture, uid: &str) -> PathBuf {
-    let long = fs::read_dir(fixture.dir.path()).unwrap().flatten().find(|e| e.file_name().to_string_lossy().starts_with("a-rather"));
+    let long = fs::read_dir(fixture.dir.path())
+        .unwrap()
+        .flatten()
+        .find(|e| e.file_name().to_string_lossy().starts_with("a-rather"));
     long.unwrap().path().join("pods").join(uid)
 }
 
@@ -380,13 +417,21 @@ async fn volumes_and_roots() {
         Mount { source: MountSource::Tmpfs { size: Some(1 << 20), mode: 0o1777 }, ..Mount::bind("", "/scratch") },
     ];
     let (exit, text) = fixture.run(&sandbox, &config).await;
-    for expected in ["hosts\nhosts\ninner\n", "/ro/x: Read-only file system", "/root.x: Read-only file system", "new\n1\ndrwxrwxrwt", "resolv.conf\n"] {
+    for expected in [
+        "hosts\nhosts\ninner\n",
+        "/ro/x: Read-only file system",
+        "/root.x: Read-only file system",
+        "new\n1\ndrwxrwxrwt",
+        "resolv.conf\n",
+    ] {
         assert!(text.contains(expected), "{expected:?} in {text:?} ({exit:?})");
     }
     assert!(volume.join("a/b/y").exists() && volume.join("made").exists());
     assert!(!fixture.layer().join("run").exists(), "the image is untouched");
     // Shared memory is the pod's; a second container sees it.
-    let (_, text) = fixture.run(&sandbox, &fixture.shell("second", "ls /dev/shm; touch /fine && echo fine; mount | grep ' / '")).await;
+    let (_, text) = fixture
+        .run(&sandbox, &fixture.shell("second", "ls /dev/shm; touch /fine && echo fine; mount | grep ' / '"))
+        .await;
     assert!(text.starts_with("shared\nfine\n"), "{text}");
     let mut config = fixture.shell("escape", "true");
     config.mounts = vec![Mount { source: sub("escape/passwd"), ..Mount::bind("", "/x") }];
@@ -405,14 +450,35 @@ async fn privileges() {
     let sandbox = fixture.sandbox("uid-1").await;
     let script = "grep -E 'Cap(Eff|Bnd)|NoNewPrivs|Seccomp:' /proc/self/status; echo x > /proc/sys/kernel/panic; ls /proc/scsi; cat /dev/zero | head -c 1 | wc -c; mknod /tmp/mem c 1 1 && head -c 1 /tmp/mem; mkdir /tmp/m; mount -t tmpfs x /tmp/m; chmod 600 /dev/stdout; echo reopened > /dev/stdout";
     let (_, text) = fixture.run(&sandbox, &fixture.shell("plain", script)).await;
-    for expected in ["CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb", "NoNewPrivs:\t0", "Seccomp:\t2", "Read-only file system", "/tmp/mem: Operation not permitted", "Operation not permitted", "reopened"] {
+    for expected in [
+        "CapEff:\t00000000a80425fb",
+        "CapBnd:\t00000000a80425fb",
+        "NoNewPrivs:\t0",
+        "Seccomp:\t2",
+        "Read-only file system",
+        "/tmp/mem: Operation not permitted",
+        "Operation not permitted",
+        "reopened",
+    ] {
         assert!(text.contains(expected), "{expected:?} in {text:?}");
     }
     let mut config = fixture.shell("user", &format!("{script}; head -c 1 /dev/shm/x; echo tty; id"));
     config.user = User { uid: Some(1000), groups: vec![7], ..User::default() };
-    config.security = Security { drop: vec!["ALL".into()], add: vec!["NET_BIND_SERVICE".into()], no_new_privs: true, ..Security::default() };
+    config.security = Security {
+        drop: vec!["ALL".into()],
+        add: vec!["NET_BIND_SERVICE".into()],
+        no_new_privs: true,
+        ..Security::default()
+    };
     let (_, text) = fixture.run(&sandbox, &config).await;
-    for expected in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000400", "NoNewPrivs:\t1", "Seccomp:\t2", "reopened", "groups=7,1001(app),2000(extra)"] {
+    for expected in [
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000400",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "reopened",
+        "groups=7,1001(app),2000(extra)",
+    ] {
         assert!(text.contains(expected), "{expected:?} in {text:?}");
     }
     let mut config = fixture.shell("privileged", "grep -E 'CapEff|Seccomp:' /proc/self/status; mkdir /tmp/m; mount -t tmpfs x /tmp/m && echo mounted; ls /dev/mem /dev/kmsg; head -c 1 /dev/kmsg >/dev/null && echo opened");
@@ -432,7 +498,12 @@ async fn privileges() {
 #[tokio::test]
 async fn limits() {
     let fixture = Fixture::new("limits");
-    let resources = Resources { cpu_shares: Some(512), memory_limit: Some(256 << 20), pids_limit: Some(100), ..Resources::default() };
+    let resources = Resources {
+        cpu_shares: Some(512),
+        memory_limit: Some(256 << 20),
+        pids_limit: Some(100),
+        ..Resources::default()
+    };
     let config = SandboxConfig { uid: "uid-1".into(), resources, ..SandboxConfig::default() };
     let sandbox = fixture.runtime.create_sandbox(&config).await.unwrap();
     let mut config = fixture.shell("oom", "sleep 0.1; x=$(head -c 100m /dev/zero | tr '\\0' x); echo survived");
@@ -501,20 +572,35 @@ async fn attach_joins_input_and_output() {
 #[tokio::test]
 async fn namespaces_as_asked() {
     let fixture = Fixture::new("namespaces");
-    let mut config = SandboxConfig { uid: "host".into(), host_network: true, host_pid: true, host_ipc: true, ..SandboxConfig::default() };
+    let mut config = SandboxConfig {
+        uid: "host".into(),
+        host_network: true,
+        host_pid: true,
+        host_ipc: true,
+        ..SandboxConfig::default()
+    };
     let host = fixture.runtime.create_sandbox(&config).await.unwrap();
     let script = "for n in net ipc uts pid; do readlink /proc/self/ns/$n; done; sleep 1000 & exit 0";
     let (exit, text) = fixture.run(&host, &fixture.shell("host", script)).await;
-    let own: String = ["net", "ipc", "uts", "pid"].map(|n| format!("{}\n", fs::read_link(format!("/proc/self/ns/{n}")).unwrap().display())).concat();
+    let own: String = ["net", "ipc", "uts", "pid"]
+        .map(|n| format!("{}\n", fs::read_link(format!("/proc/self/ns/{n}")).unwrap().display()))
+        .concat();
     assert_eq!((exit.code, text), (0, own));
-    config = SandboxConfig { uid: "shared".into(), share_process_namespace: true, hostname: "h".into(), ..SandboxConfig::default() };
+    config = SandboxConfig {
+        uid: "shared".into(),
+        share_process_namespace: true,
+        hostname: "h".into(),
+        ..SandboxConfig::default()
+    };
     config.sysctls.insert("net.core.somaxconn".into(), "77".into());
     config.sysctls.insert("kernel.msgmax".into(), "9999".into());
     let shared = fixture.runtime.create_sandbox(&config).await.unwrap();
     let first = fixture.container("first", &["sleep", "1234"]);
     shared.create_container(&first).await.unwrap();
     shared.start(&first.id()).await.unwrap();
-    let (_, text) = fixture.run(&shared, &fixture.shell("second", "ps; cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax; ip a")).await;
+    let (_, text) = fixture
+        .run(&shared, &fixture.shell("second", "ps; cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax; ip a"))
+        .await;
     for expected in ["sleep 1234", "77\n9999\n", "127.0.0.1"] {
         assert!(text.contains(expected), "{expected:?} in {text:?}");
     }
@@ -542,12 +628,21 @@ async fn mounts_propagate_as_asked() {
     let mut config = fixture.container("main", &["sleep", "1000"]);
     config.security.privileged = true;
     let at = |path: &str, propagation| Mount { propagation, ..Mount::bind(&shared, path) };
-    config.mounts = vec![at("/both", Propagation::Bidirectional), at("/one", Propagation::HostToContainer), at("/none", Propagation::Private)];
+    config.mounts = vec![
+        at("/both", Propagation::Bidirectional),
+        at("/one", Propagation::HostToContainer),
+        at("/none", Propagation::Private),
+    ];
     sandbox.create_container(&config).await.unwrap();
     sandbox.start(&config.id()).await.unwrap();
     mount(Some("x"), &shared.join("in"), Some("tmpfs"), MsFlags::empty(), none).unwrap();
     fs::write(shared.join("in/seen"), "").unwrap();
-    let out = captured(&sandbox, &config.id(), "ls /both/in /one/in /none/in; mount -t tmpfs y /both/out && touch /both/out/made").await;
+    let out = captured(
+        &sandbox,
+        &config.id(),
+        "ls /both/in /one/in /none/in; mount -t tmpfs y /both/out && touch /both/out/made",
+    )
+    .await;
     let made = shared.join("out/made").exists();
     for part in ["in", "out"] {
         umount(&shared.join(part)).unwrap();
@@ -555,9 +650,13 @@ async fn mounts_propagate_as_asked() {
     umount(&shared).unwrap();
     assert_eq!(String::from_utf8_lossy(&out.output), "/both/in:\nseen\n\n/none/in:\n\n/one/in:\nseen\n");
     assert!(made);
+    mount(Some(&shared), &shared, none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, &shared, none, MsFlags::MS_PRIVATE, none).unwrap();
     let mut config = fixture.container("refused", &["true"]);
     config.mounts = vec![at("/both", Propagation::Bidirectional)];
-    let error = sandbox.create_container(&config).await.unwrap_err().to_string();
+    let refused = sandbox.create_container(&config).await;
+    umount(&shared).unwrap();
+    let error = refused.unwrap_err().to_string();
     assert!(error.starts_with("mountPropagation: Bidirectional, but "), "{error}");
     sandbox.destroy().await.unwrap();
     fixture.is_clean();
@@ -579,7 +678,10 @@ async fn removing_and_making_again() {
     let dir = sandbox_dir(&fixture, "uid-1").join("containers");
     assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
     let many: Vec<_> = (0..5).map(|n| fixture.shell(&format!("c{n}"), "exit 1")).collect();
-    let all = many.iter().map(|config| async { sandbox.create_container(config).await.unwrap(); sandbox.start(&config.id()).await.unwrap() });
+    let all = many.iter().map(|config| async {
+        sandbox.create_container(config).await.unwrap();
+        sandbox.start(&config.id()).await.unwrap()
+    });
     futures_util::future::join_all(all).await;
     for config in &many {
         assert_eq!(exit_of(&sandbox, &config.id()).await.code, 1);

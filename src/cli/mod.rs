@@ -1,6 +1,6 @@
 //! The command line: one file a command, parsing and printing only.
 
-// pub mod check;
+pub mod check;
 pub mod client;
 pub mod demo;
 pub mod demo_web;
@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
         Command::Server(args) => server::run(args),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Image(args) => image::run(&args).map_err(Failure::from),
-        Command::Check(_) => Ok(ExitCode::SUCCESS),
+        Command::Check(args) => check::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Reset(args) => reset::run(&args),
         Command::DemoWeb(args) => Ok(demo_web::demo_web(args.port)),

@@ -69,6 +69,7 @@ impl ServerArgs {
 
 /// Runs the server until SIGTERM or SIGINT.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
+    crate::memory::limit_heaps();
     let config = args.config()?;
     let filter = EnvFilter::try_new(&config.log).map_err(|e| format!("log: {:?}: {e}", config.log))?;
     tracing_subscriber::fmt()

@@ -2,7 +2,12 @@
 
 pub mod claim;
 pub mod deployment;
+pub mod garbage;
 pub mod model;
+pub mod namespace;
+pub mod namespace_defaults;
+pub mod node_lifecycle;
+pub mod pod_gc;
 pub mod queue;
 pub mod replicaset;
 pub mod runner;
@@ -41,6 +46,11 @@ pub async fn run(
     let controllers: Vec<Box<dyn Controller>> = vec![
         Box::new(deployment::Deployments::new(registry, events)?),
         Box::new(replicaset::ReplicaSets::new(registry, events)?),
+        Box::new(garbage::Garbage::new(registry)),
+        Box::new(namespace::Namespaces::new(registry)?),
+        Box::new(namespace_defaults::NamespaceDefaults::new(registry, &config.ca)?),
+        Box::new(pod_gc::PodGarbage::new(registry)?),
+        Box::new(node_lifecycle::NodeLifecycle::new(registry, events)?),
     ];
     runner::run(registry, &controllers, shutdown).await;
     Ok(())

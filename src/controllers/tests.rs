@@ -101,7 +101,8 @@ impl Cluster {
 
     async fn create(&self, resource: &str, object: Value) -> Object {
         let kind = kind(&self.registry, resource).unwrap();
-        let namespace = object["metadata"]["namespace"].as_str().unwrap_or(if kind.namespaced { "default" } else { "" });
+        let namespace =
+            object["metadata"]["namespace"].as_str().unwrap_or(if kind.namespaced { "default" } else { "" });
         let options = WriteOptions::by("test");
         let object = object.as_object().unwrap().clone();
         self.registry.create(&kind, namespace, object.clone(), &options).await.unwrap()
@@ -122,6 +123,13 @@ impl Cluster {
         changed.await.unwrap();
     }
 
+    async fn set_image(&self, name: &str, image: &str) {
+        self.change(DEPLOYMENTS, name, |deployment| {
+            *meta::pointer_mut(deployment, "/spec/template/spec/containers/0/image").unwrap() = image.into();
+        })
+        .await;
+    }
+
     async fn delete(&self, resource: &str, name: &str, propagation: Option<Propagation>) -> Deleted {
         let kind = kind(&self.registry, resource).unwrap();
         let namespace = if kind.namespaced { "default" } else { "" };
@@ -137,7 +145,8 @@ impl Cluster {
 
     fn list(&self, resource: &str) -> Vec<Object> {
         let kind = kind(&self.registry, resource).unwrap();
-        let options = ListOptions { namespace: kind.namespaced.then(|| "default".to_owned()), ..ListOptions::default() };
+        let options =
+            ListOptions { namespace: kind.namespaced.then(|| "default".to_owned()), ..ListOptions::default() };
         self.registry.list(&kind, &options).unwrap().items.iter().map(|raw| raw.object().unwrap()).collect()
     }
 
@@ -155,11 +164,7 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let dump = |resource| self.list(resource).into_iter().map(Value::Object).collect::<Vec<_>>();
-        panic!(
-            "never: {what}\n{:#}\n{:#?}",
-            json!([dump(DEPLOYMENTS), dump(SETS), dump("pods")]),
-            self.events()
-        );
+        panic!("never: {what}\n{:#}\n{:#?}", json!([dump(DEPLOYMENTS), dump(SETS), dump("pods")]), self.events());
     }
 
     /// Waits until a Deployment has so many updated and available pods and no others.
@@ -207,13 +212,13 @@ fn a_deployment_lives() {
         }
 
         // Rolled out, scaled, undone.
-        c.change(DEPLOYMENTS, "web", |d| meta::set(d, "/spec/template/spec/containers/0/image", "two")).await;
+        c.set_image("web", "two").await;
         c.rolled_out("web", 3).await;
         assert_eq!((c.images(), c.list(SETS).len()), (vec!["two".to_owned(); 3], 2));
         c.change(DEPLOYMENTS, "web", |d| meta::set(d, "/spec/replicas", 5)).await;
         c.rolled_out("web", 5).await;
         assert_eq!(c.list(SETS).len(), 2);
-        c.change(DEPLOYMENTS, "web", |d| meta::set(d, "/spec/template/spec/containers/0/image", "one")).await;
+        c.set_image("web", "one").await;
         c.rolled_out("web", 5).await;
         assert_eq!((c.images(), c.list(SETS).len()), (vec!["one".to_owned(); 5], 2));
         let d = c.get(DEPLOYMENTS, "web").unwrap();
@@ -226,16 +231,15 @@ fn a_deployment_lives() {
         c.change(DEPLOYMENTS, "web", |d| meta::set(d, "/spec/replicas", 0)).await;
         c.rolled_out("web", 0).await;
 
-        let events = c.events();
         let set = meta::name(set);
         for expected in [
-            format!("ScalingReplicaSet Scaled up replica set {set} from 0 to 3"),
-            format!("ScalingReplicaSet Scaled down replica set {set} from 5 to 0"),
-            format!("SuccessfulDelete Deleted pod: {set}-"),
-            format!("SuccessfulCreate Created pod: {set}-"),
-            format!("Scheduled Successfully assigned default/{set}-"),
+            format!("Scaled up replica set {set} from 0 to 3"),
+            format!("Scaled down replica set {set} from 5 to 0"),
+            format!("Deleted pod: {set}-"),
+            format!("Created pod: {set}-"),
+            format!("Successfully assigned default/{set}-"),
         ] {
-            assert!(events.iter().any(|e| e.starts_with(&expected)), "{expected}: {events:#?}");
+            c.until(&expected, |c| c.events().iter().any(|e| e.contains(&expected))).await;
         }
     });
 }
@@ -245,7 +249,7 @@ fn a_broken_image_stops_the_rollout() {
     with_cluster(|c| async move {
         c.deploy("web", 2).await;
         c.rolled_out("web", 2).await;
-        c.change(DEPLOYMENTS, "web", |d| meta::set(d, "/spec/template/spec/containers/0/image", "bad")).await;
+        c.set_image("web", "bad").await;
         c.until("one broken pod", |c| c.images().contains(&"bad".to_owned())).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(c.images().iter().filter(|i| *i == "one").count(), 2, "all good pods stay");
@@ -258,13 +262,19 @@ fn a_broken_image_stops_the_rollout() {
 #[test]
 fn pods_wait_for_their_node() {
     with_cluster(|c| async move {
-        c.create("pods", json!({"metadata": {"name": "picky"}, "spec": {
-            "nodeSelector": {"disktype": "ssd"}, "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "picky"}, "spec": {
+                "nodeSelector": {"disktype": "ssd"}, "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
-        c.create("pods", json!({"metadata": {"name": "other"}, "spec": {
-            "schedulerName": "mine", "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "other"}, "spec": {
+                "schedulerName": "mine", "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
         let why = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector. \
                    preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
@@ -287,14 +297,21 @@ fn pods_wait_for_their_node() {
 #[test]
 fn sets_adopt_and_release() {
     with_cluster(|c| async move {
-        c.create("pods", json!({"metadata": {"name": "stray", "labels": {"app": "web"}}, "spec": {
-            "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "stray", "labels": {"app": "web"}}, "spec": {
+                "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
-        let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "one"}]}});
-        c.create(SETS, json!({"metadata": {"name": "web"}, "spec": {
-            "replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": template,
-        }}))
+        let template =
+            json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "one"}]}});
+        c.create(
+            SETS,
+            json!({"metadata": {"name": "web"}, "spec": {
+                "replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": template,
+            }}),
+        )
         .await;
         c.until("two pods, one of them adopted", |c| {
             let adopted = meta::controller(&c.get("pods", "stray").unwrap()).is_some();
@@ -307,10 +324,153 @@ fn sets_adopt_and_release() {
             released && c.list("pods").len() == 3
         })
         .await;
-        c.create("pods", json!({"metadata": {"name": "surplus", "labels": {"app": "web"}}, "spec": {
-            "containers": [{"name": "c", "image": "one"}],
-        }}))
+        c.create(
+            "pods",
+            json!({"metadata": {"name": "surplus", "labels": {"app": "web"}}, "spec": {
+                "containers": [{"name": "c", "image": "one"}],
+            }}),
+        )
         .await;
         c.until("one too many goes", |c| c.list("pods").len() == 3).await;
+    });
+}
+
+#[test]
+fn dependents_go_with_their_owner() {
+    with_cluster(|c| async move {
+        for (propagation, name) in [(Propagation::Background, "back"), (Propagation::Foreground, "fore")] {
+            c.deploy(name, 2).await;
+            c.rolled_out(name, 2).await;
+            let deleted = c.delete(DEPLOYMENTS, name, Some(propagation)).await;
+            assert_eq!(matches!(deleted, Deleted::Gone(_)), propagation == Propagation::Background);
+            if propagation == Propagation::Foreground {
+                let pods = || c.list("pods").len();
+                assert_eq!(pods(), 2, "the owner is only marked yet");
+            }
+            c.until("everything is gone", |c| {
+                c.get(DEPLOYMENTS, name).is_none() && c.list(SETS).is_empty() && c.list("pods").is_empty()
+            })
+            .await;
+        }
+        c.deploy("orphans", 2).await;
+        c.rolled_out("orphans", 2).await;
+        c.delete(DEPLOYMENTS, "orphans", Some(Propagation::Orphan)).await;
+        c.until("the deployment is gone", |c| c.get(DEPLOYMENTS, "orphans").is_none()).await;
+        assert_eq!((c.list(SETS).len(), c.list("pods").len()), (1, 2));
+        assert!(meta::controller(&c.list(SETS)[0]).is_none());
+        // The same deployment finds its set again.
+        let set = meta::uid(&c.list(SETS)[0]).to_owned();
+        c.deploy("orphans", 2).await;
+        c.rolled_out("orphans", 2).await;
+        assert_eq!(c.list(SETS).iter().map(meta::uid).collect::<Vec<_>>(), [set]);
+    });
+}
+
+#[test]
+fn objects_of_owners_that_never_were_go() {
+    with_cluster(|c| async move {
+        let owner = |kind: &str, uid: &str| json!([{"apiVersion": "v1", "kind": kind, "name": "nobody", "uid": uid}]);
+        for (name, owners) in [("lost", owner("Pod", "x")), ("strange", owner("Dragon", "x"))] {
+            c.create("configmaps", json!({"metadata": {"name": name, "ownerReferences": owners}})).await;
+        }
+        c.until("lost is gone", |c| c.get("configmaps", "lost").is_none()).await;
+        assert!(c.get("configmaps", "strange").is_some(), "nothing is known of dragons");
+    });
+}
+
+#[test]
+fn a_namespace_goes_with_all_it_has() {
+    with_cluster(|c| async move {
+        c.create("namespaces", json!({"metadata": {"name": "shop"}})).await;
+        let (accounts, maps) =
+            (kind(&c.registry, "serviceaccounts").unwrap(), kind(&c.registry, "configmaps").unwrap());
+        c.until("it has what every namespace has", |c| {
+            let ca = c.registry.get(&maps, "shop", "kube-root-ca.crt");
+            c.registry.get(&accounts, "shop", "default").is_ok()
+                && ca.is_ok_and(|map| map["data"] == json!({"ca.crt": "PEM"}))
+        })
+        .await;
+        c.registry.delete(&accounts, "shop", "default", &DeleteOptions::default()).await.unwrap();
+        c.until("the account is back", |c| c.registry.get(&accounts, "shop", "default").is_ok()).await;
+
+        let mut web = deployment("web", 3);
+        web["metadata"]["namespace"] = "shop".into();
+        c.create(DEPLOYMENTS, web).await;
+        c.create("configmaps", json!({"metadata": {"name": "held", "namespace": "shop", "finalizers": ["x/y"]}})).await;
+        let pods = kind(&c.registry, "pods").unwrap();
+        let within = ListOptions::within("shop");
+        c.until("it runs", |c| c.registry.list(&pods, &within).unwrap().items.len() == 3).await;
+
+        c.delete("namespaces", "shop", None).await;
+        let message = "Some content in the namespace has finalizers remaining: x/y in 1 resource instances";
+        c.until("only the held one is left", |c| {
+            let namespace = c.get("namespaces", "shop").unwrap();
+            let waiting = meta::condition(&namespace, "NamespaceFinalizersRemaining");
+            waiting.is_some_and(|condition| meta::str_at(condition, "/message") == message)
+        })
+        .await;
+        assert!(c.registry.list(&pods, &within).unwrap().items.is_empty());
+        let by = WriteOptions::by("test");
+        let free = c.registry.modify(&maps, "shop", "held", None, &by, |map| {
+            meta::remove_finalizer(map, "x/y");
+            Ok(())
+        });
+        free.await.unwrap();
+        c.until("the namespace is gone", |c| c.get("namespaces", "shop").is_none()).await;
+        for kind in c.registry.kinds().all().iter().filter(|k| k.namespaced && !k.volatile) {
+            assert!(c.registry.list(kind, &within).unwrap().items.is_empty(), "{}", kind.plural);
+        }
+    });
+}
+
+#[test]
+fn nodes_are_tainted_by_their_state() {
+    with_cluster(|c| async move {
+        let taints = |c: &Cluster| -> Vec<String> {
+            let node = c.get("nodes", "pi").unwrap();
+            let text = |t: &Value| format!("{}:{}", t["key"].as_str().unwrap(), t["effect"].as_str().unwrap());
+            meta::list_at(&node, "/spec/taints").iter().map(text).collect()
+        };
+        c.change("nodes", "pi", |node| meta::set(node, "/spec/unschedulable", true)).await;
+        c.until("cordoned", |c| taints(c) == ["node.kubernetes.io/unschedulable:NoSchedule"]).await;
+        c.deploy("web", 1).await;
+        c.until("nothing is scheduled", |c| c.events().iter().any(|e| e.starts_with("FailedScheduling 0/1"))).await;
+        c.change("nodes", "pi", |node| meta::set(node, "/spec/unschedulable", false)).await;
+        c.rolled_out("web", 1).await;
+        let bystander = json!({"metadata": {"name": "leaves"}, "spec": {
+            "nodeName": "pi", "containers": [{"name": "c", "image": "one"}],
+            "tolerations": [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute",
+                             "tolerationSeconds": 1}],
+        }});
+        c.create("pods", bystander).await;
+        let nodes = kind(&c.registry, "nodes").unwrap();
+        let by = WriteOptions::by("test");
+        let silent = c.registry.modify(&nodes, "", "pi", Some(Subresource::Status), &by, |node| {
+            node_lifecycle::mark_unknown(node, jiff::Timestamp::now());
+            Ok(())
+        });
+        silent.await.unwrap();
+        let unreachable = ["node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"];
+        c.until("unreachable", |c| taints(c) == unreachable).await;
+        c.until("evicted", |c| c.get("pods", "leaves").is_none()).await;
+        assert_eq!(c.list("pods").len(), 1, "the other one waits for its node");
+    });
+}
+
+#[test]
+fn the_more_important_pod_gets_the_room() {
+    with_cluster(|c| async move {
+        let pod = |name: &str, class: &str| {
+            let requests = json!({"requests": {"cpu": "3"}});
+            json!({"metadata": {"name": name}, "spec": {"priorityClassName": class, "containers": [
+                {"name": "c", "image": "one", "resources": requests}
+            ]}})
+        };
+        c.create("pods", pod("low", "")).await;
+        c.until("low runs", |c| meta::str_at(&c.get("pods", "low").unwrap(), "/status/phase") == "Running").await;
+        c.create("pods", pod("high", "system-cluster-critical")).await;
+        c.until("high runs", |c| meta::str_at(&c.get("pods", "high").unwrap(), "/status/phase") == "Running").await;
+        assert!(c.get("pods", "low").is_none());
+        c.until("people are told", |c| c.events().iter().any(|e| e.starts_with("Preempted Preempted by pod"))).await;
     });
 }

@@ -187,27 +187,20 @@ pub struct NodeReport {
     pub status: Value,
 }
 
-/// An event about an object of the node.
+/// An event about a pod of the node. Who records it counts repetitions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EventReport {
-    /// Name of the Event object; the same for a repetition.
-    pub name: String,
-    /// `involvedObject`.
-    pub involved: Value,
-    /// `Normal` or `Warning`.
-    #[serde(rename = "type")]
-    pub kind: String,
+    /// Which pod.
+    pub pod: PodName,
+    /// The part it concerns, such as `spec.containers{web}`; empty for the whole pod.
+    pub field_path: String,
+    /// Something the user should look at, not just news.
+    pub warning: bool,
     /// CamelCase reason.
     pub reason: String,
     /// Text for people.
     pub message: String,
-    /// How often it happened.
-    pub count: i32,
-    /// RFC 3339.
-    pub first: String,
-    /// RFC 3339.
-    pub last: String,
 }
 
 /// The ConfigMaps, Secrets and claims a pod's specification refers to, sorted, each once.
@@ -317,8 +310,14 @@ mod tests {
             })
             .collect();
         let expected = [
-            "configmaps/c1", "configmaps/c2", "configmaps/c3", "persistentvolumeclaims/p1", "secrets/s1", "secrets/s2",
-            "secrets/s3", "secrets/s4",
+            "configmaps/c1",
+            "configmaps/c2",
+            "configmaps/c3",
+            "persistentvolumeclaims/p1",
+            "secrets/s1",
+            "secrets/s2",
+            "secrets/s3",
+            "secrets/s4",
         ];
         assert_eq!(names, expected);
     }

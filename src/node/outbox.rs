@@ -57,7 +57,6 @@ impl Outbox {
     /// Reports an event.
     pub fn event(&self, event: EventReport) {
         self.add(|w| {
-            w.events.retain(|e| e.name != event.name);
             if w.events.len() >= MAX_EVENTS {
                 w.events.pop_front();
             }

@@ -102,8 +102,7 @@ impl Runtime {
         self.cgroups.limit(cgroup, &config.resources)?;
         let fail = |reason: String| Error::ShimStart { uid: config.uid.clone(), reason };
         let io = |e: std::io::Error| fail(e.to_string());
-        let start =
-            shim::Start { sandbox: config.clone(), directory: directory.to_owned(), cgroup: cgroup.to_owned() };
+        let start = shim::Start { sandbox: config.clone(), directory: directory.to_owned(), cgroup: cgroup.to_owned() };
         let orders = serde_json::to_vec(&start).map_err(|e| fail(e.to_string()))?;
         let mut command = tokio::process::Command::from(shim::command(&self.config.exe, &config.uid));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -247,7 +246,8 @@ mod tests {
 
     #[test]
     fn names() {
-        for (name, fine) in [("a-b_c.d", true), ("", false), ("..", false), ("a/b", false), (".x", false), ("ü", false)] {
+        for (name, fine) in [("a-b_c.d", true), ("", false), ("..", false), ("a/b", false), (".x", false), ("ü", false)]
+        {
             assert_eq!(check_name("uid", name).is_ok(), fine, "{name:?}");
         }
     }
@@ -258,9 +258,10 @@ mod tests {
         for name in ["web-0", "my-app-12", "torn-1", "none-0"] {
             fs::create_dir_all(dir.path().join("containers").join(name)).unwrap();
         }
-        let exit =
-            Exit { code: 3, signal: None, oom_killed: false, started_at: 1, finished_at: 2, start_error: None };
-        let write = |name: &str, text: &[u8]| fs::write(dir.path().join("containers").join(name).join(EXIT_RECORD), text).unwrap();
+        let exit = Exit { code: 3, signal: None, oom_killed: false, started_at: 1, finished_at: 2, start_error: None };
+        let write = |name: &str, text: &[u8]| {
+            fs::write(dir.path().join("containers").join(name).join(EXIT_RECORD), text).unwrap()
+        };
         write("web-0", &serde_json::to_vec(&exit).unwrap());
         write("my-app-12", &serde_json::to_vec(&exit).unwrap());
         write("torn-1", b"{");

@@ -8,6 +8,7 @@ mod cgroup;
 mod client;
 mod container;
 mod error;
+pub mod host;
 mod protocol;
 mod sandbox;
 mod seccomp;
@@ -16,7 +17,7 @@ mod sys;
 mod types;
 
 pub use client::{Adopted, DeadSandbox, Runtime, RuntimeConfig};
+pub use error::{Error, Result};
 pub use sandbox::{Exec, Sandbox};
 pub use shim::shim_main;
-pub use error::{Error, Result};
 pub use types::*;

@@ -89,7 +89,8 @@ impl Sandbox {
             pid,
             state: watch::Sender::new(state),
             link: Mutex::new(link.clone()),
-            next: AtomicU64::new(1),
+            // Not from 1: the answer to an earlier daemon's request must not pass for one of ours.
+            next: AtomicU64::new(sys::now() as u64),
             calls: Mutex::default(),
             execs: Mutex::default(),
             reader: Mutex::default(),
@@ -162,8 +163,14 @@ impl Sandbox {
         // Before it starts, since it may end before we look again.
         lock(&self.0.execs).insert(number, sender);
         let op = Op::Exec { container: id.clone(), bound };
-        let streams = async { self.streams(self.call_as(number, WORK, id, "exec", op, Some(payload)).await?, true) }.await;
-        let exec = Exec { streams: streams.inspect_err(|_| drop(lock(&self.0.execs).remove(&number)))?, number, exit, sandbox: self.clone() };
+        let streams =
+            async { self.streams(self.call_as(number, WORK, id, "exec", op, Some(payload)).await?, true) }.await;
+        let exec = Exec {
+            streams: streams.inspect_err(|_| drop(lock(&self.0.execs).remove(&number)))?,
+            number,
+            exit,
+            sandbox: self.clone(),
+        };
         Ok(exec)
     }
 
@@ -290,7 +297,14 @@ impl Sandbox {
         Ok(streams)
     }
 
-    async fn call(&self, limit: Duration, id: &ContainerId, name: &'static str, op: Op, payload: Option<OwnedFd>) -> Result<Given> {
+    async fn call(
+        &self,
+        limit: Duration,
+        id: &ContainerId,
+        name: &'static str,
+        op: Op,
+        payload: Option<OwnedFd>,
+    ) -> Result<Given> {
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         self.call_as(number, limit, id, name, op, payload).await
     }
@@ -315,7 +329,8 @@ impl Sandbox {
         let exchange = async {
             let request = Request { id: number, op };
             let fds: Vec<_> = payload.iter().map(|fd| fd.as_raw_fd()).collect();
-            let sent = link.async_io(tokio::io::Interest::WRITABLE, |socket| protocol::send(socket, &request, &fds)).await;
+            let sent =
+                link.async_io(tokio::io::Interest::WRITABLE, |socket| protocol::send(socket, &request, &fds)).await;
             sent.map_err(|_| gone())?;
             answer.await.map_err(|_| gone())
         };
@@ -363,7 +378,8 @@ impl Inner {
 /// Takes what the shim sends until it is gone. A connection that breaks while the shim lives is made anew once.
 async fn listen(inner: Weak<Inner>, mut link: Arc<AsyncFd<OwnedFd>>) {
     loop {
-        let received = link.async_io(tokio::io::Interest::READABLE, |socket| protocol::receive::<FromShim>(socket)).await;
+        let received =
+            link.async_io(tokio::io::Interest::READABLE, |socket| protocol::receive::<FromShim>(socket)).await;
         let Some(inner) = inner.upgrade() else { return };
         if let Ok(Some((message, fds))) = received {
             inner.heard(message, fds);

@@ -15,7 +15,7 @@ use super::super::pod::ContainerSpec;
 use super::super::probes::{self, Finding, Found, Kind};
 use super::{Hooked, Task, Waiting, Worker};
 use crate::image::{self, Image, Reference};
-use crate::runtime::{self, ContainerConfig, ContainerId, ContainerState};
+use crate::runtime::{self, ContainerConfig, ContainerId, ContainerState, Exit};
 
 /// How long a postStart hook may take; Kubernetes sets no limit, a worker's task needs one.
 const HOOK_TIME: Duration = Duration::from_secs(3600);
@@ -148,7 +148,7 @@ impl<E: Engine> Worker<E> {
             }
             Err(error) => {
                 self.events.warning(&self.pod, own, "Failed", format!("Error: {error}"));
-                self.not_started(&sandbox, &id, spec, &error, before).await;
+                self.not_started(&id, spec, &error, before).await;
             }
         }
     }
@@ -170,14 +170,14 @@ impl<E: Engine> Worker<E> {
 
     async fn not_started(
         &mut self,
-        sandbox: &E::Sandbox,
         id: &ContainerId,
         spec: &Container,
         error: &runtime::Error,
         before: Option<ContainerHistory>,
     ) {
-        let state = sandbox.state().borrow().containers.get(id).cloned();
-        if let (runtime::Error::Start { reason, .. }, Some(ContainerState::Exited(exit))) = (error, state) {
+        if let runtime::Error::Start { reason, exit_code, .. } = error {
+            let finished_at = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+            let exit = Exit { code: *exit_code, start_error: Some(reason.clone()), finished_at, signal: None, oom_killed: false, started_at: 0 };
             self.note_end(id, spec, &exit).await;
             self.save().await;
             let unit = self.unit(&id.name);

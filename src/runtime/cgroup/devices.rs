@@ -51,8 +51,12 @@ impl DeviceRule {
 impl Cgroups {
     /// Denies all devices but these. On version 1 without a devices controller nothing can be denied: an error.
     pub(in crate::runtime) fn allow_devices(&self, name: &str, rules: &[DeviceRule]) -> Result<()> {
-        let missing = || crate::runtime::Error::MissingController { controller: "devices".into(), limit: "device list".into() };
+        let missing =
+            || crate::runtime::Error::MissingController { controller: "devices".into(), limit: "device list".into() };
         let directory = self.directory("devices", name).ok_or_else(missing)?;
+        if self.unified && rules.contains(&DeviceRule::all()) {
+            return Ok(());
+        }
         if self.unified {
             return attach(&directory, &program(rules)).map_err(|source| error(directory, source));
         }
@@ -105,7 +109,8 @@ fn program(rules: &[DeviceRule]) -> Vec<Instruction> {
             'c' => tests.push(instruction(JUMP_NOT_EQUAL, 2, 0, 0, 2)),
             _ => {}
         }
-        let denied = [('m', 1), ('r', 2), ('w', 4)].iter().filter(|(c, _)| !rule.access.contains(*c)).map(|(_, bit)| bit).sum();
+        let denied =
+            [('m', 1), ('r', 2), ('w', 4)].iter().filter(|(c, _)| !rule.access.contains(*c)).map(|(_, bit)| bit).sum();
         if denied != 0 {
             tests.push(instruction(MOVE_REGISTER, 6, 3, 0, 0));
             tests.push(instruction(AND, 6, 0, 0, denied));

@@ -54,7 +54,8 @@ impl Cgroups {
             return write(file, &value);
         }
         // The sum may never be below the memory alone: when raising, the sum goes first.
-        let raising = fs::read_to_string(file).ok().and_then(|v| v.trim().parse::<u64>().ok()).is_some_and(|now| now < bytes);
+        let raising =
+            fs::read_to_string(file).ok().and_then(|v| v.trim().parse::<u64>().ok()).is_some_and(|now| now < bytes);
         let order = if raising { [&*with_swap, file] } else { [file, &*with_swap] };
         order.into_iter().try_for_each(|f| write(f, &value))
     }

@@ -41,7 +41,10 @@ impl Cgroups {
         let table = fs::read_to_string(path).map_err(|source| error(path, source))?;
         let found = parse(&table);
         if found.hierarchies.is_empty() {
-            return Err(error("/sys/fs/cgroup", io::Error::new(io::ErrorKind::NotFound, "no cgroup hierarchy is mounted")));
+            return Err(error(
+                "/sys/fs/cgroup",
+                io::Error::new(io::ErrorKind::NotFound, "no cgroup hierarchy is mounted"),
+            ));
         }
         Ok(found)
     }
@@ -134,12 +137,6 @@ impl Cgroups {
     /// Removes a cgroup and everything below it. Its processes must be gone.
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         self.directories(name).try_for_each(|directory| remove_tree(&directory))
-    }
-
-    /// Names directly below a cgroup.
-    pub(super) fn children(&self, name: &str) -> BTreeSet<String> {
-        let entries = self.directories(name).filter_map(|d| fs::read_dir(d).ok()).flatten().flatten();
-        entries.filter(|e| e.path().is_dir()).map(|e| e.file_name().to_string_lossy().into_owned()).collect()
     }
 }
 
@@ -270,7 +267,6 @@ mod tests {
         let name = format!("{root}/pod/web-0");
         cgroups.create(&name).unwrap();
         cgroups.create(&name).unwrap();
-        assert!(cgroups.children(&root).contains("pod"));
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         cgroups.join(&name, child.id()).unwrap();
         assert_eq!(cgroups.processes(&root), [child.id() as i32].into());

@@ -55,8 +55,9 @@ mod tests {
         let cgroups = Cgroups::detect().unwrap();
         let name = format!("/umiak-test-{}-stats", std::process::id());
         cgroups.create(&name).unwrap();
-        let mut child = std::process::Command::new("sh").args(["-c", "read x; while :; do :; done"]);
-        let mut child = child.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "read x; while :; do :; done"]).stdin(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
         cgroups.join(&name, child.id()).unwrap();
         drop(child.stdin.take());
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);

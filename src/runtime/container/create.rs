@@ -52,7 +52,8 @@ pub(super) fn give_streams(stdio: &Stdio, identity: &Identity) {
 pub(super) fn give_terminal(master: &OwnedFd, identity: &Identity) {
     use std::os::fd::FromRawFd;
     // SAFETY: takes a flags argument and returns a new descriptor or -1.
-    let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
+    let slave =
+        unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
     if slave >= 0 {
         // SAFETY: the call has just returned this descriptor to us alone.
         let slave = unsafe { OwnedFd::from_raw_fd(slave) };
@@ -109,8 +110,13 @@ pub(in crate::runtime) fn create(
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
     result?;
-    if let Ok(Some(((), _))) = protocol::receive::<()>(control) {
-        container.start().map_err(|e| Error::Create { id: config.id(), reason: capture.first().unwrap_or(e.to_string()) })?;
+    if !matches!(protocol::receive::<()>(control), Ok(Some(_))) {
+        // SAFETY: as above; if the shim is gone, so is whoever could start this process.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    } else {
+        container
+            .start()
+            .map_err(|e| Error::Create { id: config.id(), reason: capture.first().unwrap_or(e.to_string()) })?;
     }
     Ok(())
 }
@@ -145,19 +151,25 @@ fn mount_root(pod: &Pod, config: &ContainerConfig) -> Result<OwnedFd> {
         return Err(Error::Invalid { field: "image".into(), reason: "has no layer".into() });
     };
     let like = fs::metadata(top).map_err(fail("stat layer", top))?;
-    fs::set_permissions(&upper, fs::Permissions::from_mode(like.mode() & 0o7777)).map_err(fail("set mode of", &upper))?;
+    fs::set_permissions(&upper, fs::Permissions::from_mode(like.mode() & 0o7777))
+        .map_err(fail("set mode of", &upper))?;
     std::os::unix::fs::chown(&upper, Some(like.uid()), Some(like.gid())).map_err(fail("change owner of", &upper))?;
 
-    // By descriptor: paths may be too long for one page of options, or hold what separates these.
+    // By descriptor: paths may be too long for one page of options, or hold what separates these. A layer is named below
+    // its parent's descriptor: the mount table then shows which layers are in use, and the image store keeps those.
     let open = |path: &Path| {
         let flags = libc::O_PATH | libc::O_DIRECTORY;
         sys::openat2(sys::CWD, path, flags, 0, 0).map_err(fail("open layer", path))
     };
-    let layers = config.layers.iter().map(|l| open(l)).collect::<Result<Vec<_>>>()?;
-    let lower = layers.iter().map(sys::fd_path).collect::<Vec<_>>().join(":");
+    let parents = config.layers.iter().map(|l| open(l.parent().unwrap_or(l))).collect::<Result<Vec<_>>>()?;
+    let name = |layer: &Path| layer.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let lower: Vec<String> =
+        parents.iter().zip(&config.layers).map(|(p, l)| format!("{}/{}", sys::fd_path(p), name(l))).collect();
+    let lower = lower.join(":");
     let (upper, work) = (open(&upper)?, open(&work)?);
     // `volatile`: the layer does not survive a power cut anyway (a new attempt gets a new one), so spare the flash.
-    let options = format!("lowerdir={lower},upperdir={},workdir={},volatile", sys::fd_path(&upper), sys::fd_path(&work));
+    let options =
+        format!("lowerdir={lower},upperdir={},workdir={},volatile", sys::fd_path(&upper), sys::fd_path(&work));
     nix::mount::mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(&*options))
         .map_err(|e| fail("mount an overlay at", &root)(e.into()))?;
     for part in ["dev", "proc", "sys"] {
@@ -282,7 +294,8 @@ impl Console {
 
 /// Mounts the volumes in the container's namespace and makes its working directory.
 fn furnish(pid: i32, volumes: Vec<Ready>, config: &ContainerConfig) -> Result<()> {
-    let fail = |source: io::Error| Error::File { op: "enter the mounts of", path: format!("/proc/{pid}").into(), source };
+    let fail =
+        |source: io::Error| Error::File { op: "enter the mounts of", path: format!("/proc/{pid}").into(), source };
     let own = File::open("/proc/self/ns/mnt").map_err(fail)?;
     let theirs = File::open(format!("/proc/{pid}/ns/mnt")).map_err(fail)?;
     setns(theirs, CloneFlags::CLONE_NEWNS).map_err(|e| fail(e.into()))?;

@@ -13,6 +13,7 @@ mod mounts;
 mod spec;
 mod user;
 
+pub(super) use capabilities::{bit as capability, permitted};
 pub(super) use create::{Stdio, create};
 pub(super) use exec::exec;
 pub(super) use executor::Failure;
@@ -85,7 +86,8 @@ fn enter_private_mounts(pod: &Pod) -> Result<()> {
     let (root, scratch) = (Path::new("/"), pod.scratch());
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(|e| fail("unshare mounts of", root, e))?;
     let nothing = None::<&str>;
-    mount(nothing, root, nothing, MsFlags::MS_SLAVE | MsFlags::MS_REC, nothing).map_err(|e| fail("make a slave of", root, e))?;
+    mount(nothing, root, nothing, MsFlags::MS_SLAVE | MsFlags::MS_REC, nothing)
+        .map_err(|e| fail("make a slave of", root, e))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("umiak"), &scratch, Some("tmpfs"), flags, Some("mode=0700,size=16m"))
         .map_err(|e| fail("mount a tmpfs at", &scratch, e))?;

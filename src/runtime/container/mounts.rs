@@ -46,9 +46,14 @@ fn open_one(mount: &Mount) -> Result<Ready> {
     if !mount.path.starts_with('/') {
         return Err(Error::Invalid { field: "mountPath".into(), reason: format!("{:?} is not absolute", mount.path) });
     }
+    if Path::new(&mount.path).components().count() == 1 {
+        return Err(Error::Invalid { field: "mountPath".into(), reason: "the root cannot be mounted over".into() });
+    }
     let (tree, directory) = match &mount.source {
         MountSource::Bind { source, sub_path } => bind(source, sub_path.as_deref(), mount.propagation)?,
-        MountSource::Tmpfs { size, mode } => (tmpfs(*size, *mode).map_err(fail("make a tmpfs for", &mount.path))?, true),
+        MountSource::Tmpfs { size, mode } => {
+            (tmpfs(*size, *mode).map_err(fail("make a tmpfs for", &mount.path))?, true)
+        }
     };
     let propagation = match mount.propagation {
         Propagation::Private => libc::MS_PRIVATE,
@@ -97,7 +102,8 @@ fn open_below(volume: OwnedFd, sub_path: &str) -> io::Result<OwnedFd> {
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
                 let name = Path::new(part.as_os_str());
                 nix::sys::stat::mkdirat(&parent, name, Mode::from_bits_truncate(0o700))?;
-                let made = sys::openat2(&parent, name, libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW, 0, resolve)?;
+                let made =
+                    sys::openat2(&parent, name, libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW, 0, resolve)?;
                 File::from(made.try_clone()?).set_permissions(fs::Permissions::from_mode(mode))?;
                 made
             }
@@ -129,10 +135,15 @@ fn tmpfs(size: Option<u64>, mode: u32) -> io::Result<OwnedFd> {
 /// Attaches the mounts, in the container's mount namespace.
 pub(super) fn attach(mounts: Vec<Ready>) -> Result<()> {
     for mount in mounts {
-        let target = make(Path::new(&mount.path), mount.directory).map_err(fail("make the mount point", &mount.path))?;
-        let system = nix::sys::statfs::fstatfs(&target).map_err(|e| fail("stat", &mount.path)(e.into()))?.filesystem_type();
+        let target =
+            make(Path::new(&mount.path), mount.directory).map_err(fail("make the mount point", &mount.path))?;
+        let system =
+            nix::sys::statfs::fstatfs(&target).map_err(|e| fail("stat", &mount.path)(e.into()))?.filesystem_type();
         if system == nix::sys::statfs::PROC_SUPER_MAGIC {
-            return Err(Error::Invalid { field: "mountPath".into(), reason: format!("{:?} is inside of /proc", mount.path) });
+            return Err(Error::Invalid {
+                field: "mountPath".into(),
+                reason: format!("{:?} is inside of /proc", mount.path),
+            });
         }
         sys::attach_mount(&mount.tree, &target).map_err(fail("mount on", &mount.path))?;
     }
@@ -182,7 +193,11 @@ pub(super) fn make(path: &Path, directory: bool) -> io::Result<OwnedFd> {
             },
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
                 if todo.is_empty() && !directory {
-                    nix::fcntl::open(&next, OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o644))?;
+                    nix::fcntl::open(
+                        &next,
+                        OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC,
+                        Mode::from_bits_truncate(0o644),
+                    )?;
                 } else {
                     nix::unistd::mkdir(&next, Mode::from_bits_truncate(0o755))?;
                 }
@@ -231,7 +246,7 @@ mod tests {
         symlink("in", volume.join("alias")).unwrap();
         let open = |sub| {
             let fd = sys::openat2(sys::CWD, &volume, libc::O_PATH, 0, 0).unwrap();
-            open_below(fd, sub).map(|fd| fs::read_link(sys::fd_path(fd)).unwrap())
+            open_below(fd, sub).map(|fd| fs::read_link(sys::fd_path(&fd)).unwrap())
         };
         assert_eq!(open("alias").unwrap(), volume.join("in"));
         assert_eq!(open("new/er").unwrap(), volume.join("new/er"));

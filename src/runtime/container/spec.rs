@@ -35,7 +35,12 @@ const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", 
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
 /// The whole specification.
-pub(super) fn build(pod: &Pod, config: &ContainerConfig, identity: &Identity, command: &executor::Command) -> Result<Value> {
+pub(super) fn build(
+    pod: &Pod,
+    config: &ContainerConfig,
+    identity: &Identity,
+    command: &executor::Command,
+) -> Result<Value> {
     let mut namespaces = vec![json!({ "type": "mount" })];
     if let Some(pause) = pod.pause {
         namespaces.push(json!({ "type": "pid", "path": format!("/proc/{pause}/ns/pid") }));
@@ -64,7 +69,8 @@ pub(super) fn build(pod: &Pod, config: &ContainerConfig, identity: &Identity, co
 
 /// The process part; the same for a container and for what is executed in it.
 pub(super) fn process(command: &executor::Command, identity: &Identity, terminal: bool) -> Value {
-    let granted = capabilities::names((command.capabilities | executor::extra_capabilities()) & capabilities::permitted());
+    let granted =
+        capabilities::names((command.capabilities | executor::extra_capabilities()) & capabilities::permitted());
     json!({
         "terminal": terminal,
         "user": { "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups },
@@ -86,9 +92,7 @@ fn open_files() -> (u64, u64) {
 }
 
 fn mounts(privileged: bool, unified: bool) -> Vec<Value> {
-    let mount = |path: &str, kind: &str, options: &[&str]| {
-        json!({ "destination": path, "type": kind, "source": kind, "options": options })
-    };
+    let mount = |path: &str, kind: &str, options: &[&str]| json!({ "destination": path, "type": kind, "source": kind, "options": options });
     let sys = if privileged { "rw" } else { "ro" };
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),

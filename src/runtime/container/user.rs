@@ -43,7 +43,9 @@ fn read(root: impl AsFd, path: &str) -> Result<String> {
     });
     match text {
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(String::new()),
-        other => other.map_err(|source| Error::File { op: "read the image's", path: format!("/{path}").into(), source }),
+        other => {
+            other.map_err(|source| Error::File { op: "read the image's", path: format!("/{path}").into(), source })
+        }
     }
 }
 
@@ -95,7 +97,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# x\nnginx:x:101:102::/var/www:/bin/false\n7:x:500:500::/seven:\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\n# x\nnginx:x:101:102::/var/www:/bin/false\n7:x:500:500::/seven:\n";
     const GROUP: &str = "root:x:0:\nwww:x:102:\nadm:x:4:nginx,root\nlog:x:9:nginx\n";
 
     #[test]
@@ -109,9 +112,21 @@ mod tests {
             (image("1000:77"), 1000, 77, vec![77], "/"),
             (image("1000"), 1000, 0, vec![0], "/"),
             (image("7"), 500, 500, vec![500], "/seven"),
-            (User { uid: Some(101), image: "root:root".into(), ..User::default() }, 101, 102, vec![102, 4, 9], "/var/www"),
+            (
+                User { uid: Some(101), image: "root:root".into(), ..User::default() },
+                101,
+                102,
+                vec![102, 4, 9],
+                "/var/www",
+            ),
             (User { uid: Some(9), gid: Some(8), groups: vec![5, 8], ..User::default() }, 9, 8, vec![8, 5], "/"),
-            (User { image: "nginx".into(), strict_groups: true, groups: vec![6], ..User::default() }, 101, 102, vec![102, 6], "/var/www"),
+            (
+                User { image: "nginx".into(), strict_groups: true, groups: vec![6], ..User::default() },
+                101,
+                102,
+                vec![102, 6],
+                "/var/www",
+            ),
         ] {
             let expected = Identity { uid, gid, groups, home: home.into() };
             assert_eq!(lookup(&user, PASSWD, GROUP).unwrap(), expected, "{user:?}");

@@ -51,7 +51,10 @@ impl Log {
     pub(super) fn write(&mut self, stream: Stream, output: &[u8]) {
         let time = timestamp(sys::now());
         if self.lost > 0 {
-            let note = format!("{time} stderr F [umiak: {} bytes of output were lost: the log could not be written]\n", self.lost);
+            let note = format!(
+                "{time} stderr F [umiak: {} bytes of output were lost: the log could not be written]\n",
+                self.lost
+            );
             if self.append(&mut [IoSlice::new(note.as_bytes())]).is_ok() {
                 self.lost = 0;
             }
@@ -223,8 +226,7 @@ mod tests {
         assert_eq!(log.lost, 5);
         log.file = Some(open(&log.config).unwrap());
         log.write(Stream::Stdout, b"kept\n");
-        let expected =
-            ["stderr F [umiak: 5 bytes of output were lost: the log could not be written]", "stdout F kept"];
+        let expected = ["stderr F [umiak: 5 bytes of output were lost: the log could not be written]", "stdout F kept"];
         assert_eq!(texts(dir.path().join("0.log")), expected);
     }
 }

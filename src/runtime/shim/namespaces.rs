@@ -1,6 +1,12 @@
 //! The namespaces of a pod.
 
-use std::{fs, fs::File, io, os::fd::{AsRawFd, OwnedFd}, path::Path};
+use std::{
+    fs,
+    fs::File,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+};
 
 use nix::{
     mount::{MntFlags, MsFlags, mount},
@@ -24,10 +30,13 @@ pub(super) fn enter(sandbox: &SandboxConfig) -> Result<(), String> {
     if !sandbox.host_network {
         raise_loopback().map_err(|e| format!("set up the loopback interface: {e}"))?;
         if !sandbox.hostname.is_empty() {
-            nix::unistd::sethostname(&sandbox.hostname).map_err(|e| format!("set the host name {:?}: {e}", sandbox.hostname))?;
+            nix::unistd::sethostname(&sandbox.hostname)
+                .map_err(|e| format!("set the host name {:?}: {e}", sandbox.hostname))?;
         }
         // Containers may ping and listen below 1024 without a capability, as with other runtimes.
-        for (name, value) in [("net.ipv4.ping_group_range", "0 2147483647"), ("net.ipv4.ip_unprivileged_port_start", "0")] {
+        for (name, value) in
+            [("net.ipv4.ping_group_range", "0 2147483647"), ("net.ipv4.ip_unprivileged_port_start", "0")]
+        {
             // A kernel without one of them keeps its default.
             let _ = set_sysctl(name, value);
         }
@@ -84,7 +93,8 @@ pub(super) fn keep_shared_memory(directory: &Path, size: Option<u64>) -> Result<
     let host = File::open("/proc/self/ns/mnt").map_err(fail("open the mount namespace"))?;
     unshare(CloneFlags::CLONE_NEWNS).map_err(fail("unshare"))?;
     let keeper = File::open("/proc/self/ns/mnt").map_err(fail("open the mount namespace"))?;
-    mount(nothing, "/", nothing, MsFlags::MS_PRIVATE | MsFlags::MS_REC, nothing).map_err(fail("make mounts private"))?;
+    mount(nothing, "/", nothing, MsFlags::MS_PRIVATE | MsFlags::MS_REC, nothing)
+        .map_err(fail("make mounts private"))?;
     let options = format!("mode=1777,size={}", size.unwrap_or(SHM_SIZE));
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("shm"), &place, Some("tmpfs"), flags, Some(&*options)).map_err(fail("mount"))?;

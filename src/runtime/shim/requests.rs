@@ -73,7 +73,8 @@ impl Server {
 
     fn start(&mut self, request: u64, id: &ContainerId) -> Result<(), Fault> {
         let container = self.containers.get_mut(id).ok_or(Fault::NoContainer)?;
-        let (Some(ContainerState::Created { .. }), Some(starter), None) = (&container.state, &container.starter, container.starting)
+        let (Some(ContainerState::Created { .. }), Some(starter), None) =
+            (&container.state, &container.starter, container.starting)
         else {
             return Err(Fault::WrongState(name_of(container).into()));
         };
@@ -105,8 +106,11 @@ impl Server {
         keep.extend(stdio.iter().flat_map(|s| [s.stdin.as_raw_fd(), s.stdout.as_raw_fd(), s.stderr.as_raw_fd()]));
         let (pod, name) = (&self.pod, id.clone());
         let spawned = spawn_helper(&keep, |control| {
-            let profile: Profile = protocol::from_memory(profile)
-                .map_err(|source| Error::File { op: "read", path: "container profile".into(), source })?;
+            let profile: Profile = protocol::from_memory(profile).map_err(|source| Error::File {
+                op: "read",
+                path: "container profile".into(),
+                source,
+            })?;
             container::exec(pod, &name, *pid, profile, &config, stdio, control)
         });
         let (helper, control) = spawned.map_err(|e| Fault::Start { code: 128, reason: format!("fork: {e}") })?;
@@ -222,7 +226,8 @@ impl Server {
 
     fn shutdown(&mut self, request: u64) {
         self.ending = Some(request);
-        let running: Vec<_> = self.containers.iter().filter(|(_, c)| c.pid().is_some()).map(|(id, _)| id.clone()).collect();
+        let running: Vec<_> =
+            self.containers.iter().filter(|(_, c)| c.pid().is_some()).map(|(id, _)| id.clone()).collect();
         for id in running {
             // They were just found, so this cannot fail.
             let _ = self.signal(&id, libc::SIGKILL);
@@ -235,12 +240,7 @@ fn prepare(config: &ContainerConfig) -> io::Result<(Container, Option<Stdio>, Ow
     let log = config.log.clone().map(Log::open).transpose()?;
     let (status, status_write) = pipe2(OFlag::O_CLOEXEC)?;
     set_nonblocking(&status)?;
-    let mut container = Container {
-        log,
-        stdin_once: config.stdin_once,
-        status: Some(status),
-        ..Container::default()
-    };
+    let mut container = Container { log, stdin_once: config.stdin_once, status: Some(status), ..Container::default() };
     if config.tty {
         return Ok((container, None, status_write));
     }

@@ -150,23 +150,21 @@ impl Server {
     }
 
     fn wait(&self) -> nix::Result<Vec<Source>> {
-        let mut sources: Vec<(BorrowedFd<'_>, bool, Source)> = vec![
-            (self.listener.as_fd(), false, Source::Listener),
-            (self.signals.as_fd(), false, Source::Signals),
-        ];
-        sources.extend(self.client.iter().map(|c| (c.as_fd(), false, Source::Client)));
-        sources.extend(self.jobs.iter().map(|j| (j.control.as_fd(), false, Source::Job(j.helper))));
+        let input = PollFlags::POLLIN;
+        let mut sources: Vec<(BorrowedFd<'_>, PollFlags, Source)> =
+            vec![(self.listener.as_fd(), input, Source::Listener), (self.signals.as_fd(), input, Source::Signals)];
+        sources.extend(self.client.iter().map(|c| (c.as_fd(), input, Source::Client)));
+        sources.extend(self.jobs.iter().map(|j| (j.control.as_fd(), input, Source::Job(j.helper))));
         for (id, container) in &self.containers {
             if container.starting.is_some() {
-                sources.extend(container.status.iter().map(|s| (s.as_fd(), false, Source::Status(id.clone()))));
-                sources.extend(container.starter.iter().map(|s| (s.as_fd(), false, Source::Starter(id.clone()))));
+                sources.extend(container.status.iter().map(|s| (s.as_fd(), input, Source::Status(id.clone()))));
+                sources.extend(container.starter.iter().map(|s| (s.as_fd(), input, Source::Starter(id.clone()))));
             }
             for (number, output) in container.outputs.iter().enumerate() {
-                sources.extend(output.interests().map(|(fd, write)| (fd, write, Source::Output(id.clone(), number))));
+                sources.extend(output.interests().map(|(fd, flags)| (fd, flags, Source::Output(id.clone(), number))));
             }
         }
-        let flags = |write: bool| if write { PollFlags::POLLOUT } else { PollFlags::POLLIN };
-        let mut fds: Vec<_> = sources.iter().map(|(fd, write, _)| PollFd::new(*fd, flags(*write))).collect();
+        let mut fds: Vec<_> = sources.iter().map(|(fd, flags, _)| PollFd::new(*fd, *flags)).collect();
         poll(&mut fds, self.timeout())?;
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any() != Some(false)).collect();
         Ok(sources.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|((_, _, source), _)| source).collect())
@@ -215,13 +213,16 @@ impl Server {
 
     fn accept(&mut self) {
         use nix::sys::socket::{SockFlag, accept4};
-        let Ok(fd) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) else { return };
+        let Ok(fd) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) else {
+            return;
+        };
         // SAFETY: the call returned this descriptor to us alone.
         let client = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
         self.client_gone();
         self.client = Some(client);
         let states = self.containers.iter().filter_map(|(id, c)| Some((id.clone(), c.state.clone()?)));
-        let hello = FromShim::Hello { version: protocol::VERSION, pid: std::process::id(), containers: states.collect() };
+        let hello =
+            FromShim::Hello { version: protocol::VERSION, pid: std::process::id(), containers: states.collect() };
         self.tell(&hello, &[]);
     }
 
