@@ -143,7 +143,12 @@ fn mount_root(pod: &Pod, config: &ContainerConfig) -> Result<OwnedFd> {
         move |source| Error::File { op, path, source }
     };
     let [upper, work, root] = ["upper", "work", "rootfs"].map(|name| directory.join(name));
-    fs::create_dir_all(&directory).map_err(fail("create", &directory))?;
+    // The shim knows no such container: what is there was left by a creation that failed, when nobody was there to clean up.
+    match fs::remove_dir_all(&directory) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail("remove", &directory)(e)),
+        _ => {}
+    }
+    super::make_directory(&directory)?;
     for part in [&upper, &work, &root] {
         super::make_directory(part)?;
     }

@@ -139,12 +139,16 @@ impl Server {
                 // Without poll there is nothing to go on with; the daemon finds the pod dead and cleans up.
                 Err(_) => return ExitCode::FAILURE,
             };
+            let only_output = ready.iter().all(|source| matches!(source, Source::Output(..)));
             for source in ready {
                 self.handle(source);
             }
             self.expire();
             if self.ended() {
                 return ExitCode::SUCCESS;
+            }
+            if !only_output {
+                process::release_memory();
             }
         }
     }
