@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::symlink};
 
 use umiak::runtime::*;
 
-use crate::fixture::{Fixture, captured, exit_of};
+use crate::fixture::{Fixture, captured, exit_of, output};
 
 #[tokio::test]
 async fn volumes_and_roots() {
@@ -91,6 +91,19 @@ async fn privileges() {
     ] {
         assert!(text.contains(expected), "{expected:?} in {text:?}");
     }
+    let profile = fixture.dir.path().join("profile.json");
+    let text = r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 122 }] }"#;
+    fs::write(&profile, text).unwrap();
+    let mut config = fixture.shell("localhost", "mkdir /x; grep Seccomp: /proc/self/status; exec sleep 1000");
+    config.security.seccomp = Seccomp::Localhost(profile);
+    sandbox.create_container(&config).await.unwrap();
+    sandbox.start(&config.id()).await.unwrap();
+    let out = captured(&sandbox, &config.id(), "mkdir /y; grep -E 'Seccomp:|CapEff' /proc/self/status").await;
+    let text = String::from_utf8(out.output).unwrap();
+    for expected in ["quota exceeded", "Seccomp:\t2", "CapEff:\t00000000a80425fb"] {
+        assert!(text.contains(expected), "{expected:?} in {text:?}");
+    }
+    assert!(output(&fixture.log("localhost")).contains("quota exceeded"));
     let mut config = fixture.shell("privileged", "grep -E 'CapEff|Seccomp:' /proc/self/status; mkdir /tmp/m; mount -t tmpfs x /tmp/m && echo mounted; ls /dev/mem /dev/kmsg; head -c 1 /dev/kmsg >/dev/null && echo opened");
     config.security.privileged = true;
     let (_, text) = fixture.run(&sandbox, &config).await;

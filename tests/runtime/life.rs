@@ -151,11 +151,16 @@ async fn commands_that_cannot_start_say_why() {
     let sandbox = fixture.sandbox("uid-1").await;
     let mut deep = fixture.container("cwd", &["true"]);
     deep.cwd = "/etc/passwd/x".into();
+    let mut leak = fixture.container("leak", &["true"]);
+    leak.cwd = "/proc/self/fd/7".into();
+    // What a killed daemon's failed creation may leave is no obstacle.
+    fs::create_dir_all(sandbox_dir(&fixture, "uid-1").join("containers/nope-0/upper/x")).unwrap();
     for (config, code, reason) in [
         (fixture.container("nope", &["nope"]), 127, "exec: \"nope\": executable file not found in $PATH"),
         (fixture.container("perm", &["noexec"]), 126, "exec: \"noexec\": permission denied"),
         (deep, 128, "change to the working directory \"/etc/passwd/x\": not a directory"),
         (fixture.container("empty", &[]), 128, "no command specified"),
+        (leak, 128, "change to the working directory \"/proc/self/fd/7\": no such file or directory"),
     ] {
         sandbox.create_container(&config).await.unwrap();
         let Err(Error::Start { exit_code, reason: said, .. }) = sandbox.start(&config.id()).await else {
@@ -177,7 +182,7 @@ async fn commands_that_cannot_start_say_why() {
     let error = sandbox.create_container(&config).await.unwrap_err().to_string();
     assert!(error.contains("stat layer /does/not/exist"), "{error}");
     // Nothing is left of them, and they can be made again.
-    assert_eq!(fs::read_dir(sandbox_dir(&fixture, "uid-1").join("containers")).unwrap().count(), 4);
+    assert_eq!(fs::read_dir(sandbox_dir(&fixture, "uid-1").join("containers")).unwrap().count(), 5);
     sandbox.destroy().await.unwrap();
     fixture.is_clean();
 }
