@@ -76,7 +76,7 @@ impl Runtime {
     }
 
     /// Makes a pod's namespaces, cgroup and shim. Fails with [`Error::SandboxExists`] if there is one; leaves nothing on
-    /// failure.
+    /// failure. Dropped before it is done it may leave something for [`Runtime::cleanup`].
     pub async fn create_sandbox(&self, config: &SandboxConfig) -> Result<Sandbox> {
         let uid = &config.uid;
         check_name("uid", uid)?;

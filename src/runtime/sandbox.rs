@@ -364,7 +364,7 @@ impl Inner {
                     let _ = exec.send(code);
                 }
             }
-            FromShim::Hello { .. } => {}
+            FromShim::Hello { .. } | FromShim::Replaced => {}
         }
     }
 
@@ -381,11 +381,21 @@ async fn listen(inner: Weak<Inner>, mut link: Arc<AsyncFd<OwnedFd>>) {
         let received =
             link.async_io(tokio::io::Interest::READABLE, |socket| protocol::receive::<FromShim>(socket)).await;
         let Some(inner) = inner.upgrade() else { return };
-        if let Ok(Some((message, fds))) = received {
-            inner.heard(message, fds);
-            continue;
-        }
+        let replaced = match received {
+            Ok(Some((FromShim::Replaced, _))) => true,
+            Ok(Some((message, fds))) => {
+                inner.heard(message, fds);
+                continue;
+            }
+            Ok(None) | Err(_) => false,
+        };
         inner.disconnected();
+        if replaced {
+            // Coming back would throw out the other one, and so on without end.
+            tracing::warn!(uid = inner.uid, "another daemon has taken over the shim");
+            inner.state.send_modify(|state| state.alive = false);
+            return;
+        }
         match dial(&inner.uid, &inner.directory).await {
             Ok((again, _, state)) => {
                 *lock(&inner.link) = again.clone();

@@ -213,6 +213,14 @@ async fn a_new_daemon_finds_what_runs_and_what_ended() {
     let lines: Vec<u32> = output(&fixture.log("stay")).lines().map(|l| l.parse().unwrap()).collect();
     assert!(lines.len() > 10 && lines.iter().zip(1..).all(|(a, b)| *a == b), "no line was lost");
 
+    // Two connections do not fight over a shim: the last one has it.
+    let again = fixture.runtime.adopt().await.unwrap().live.remove(0);
+    let mut old = sandbox.state();
+    tokio::time::timeout(Duration::from_secs(10), old.wait_for(|s| !s.alive)).await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(again.state().borrow().alive);
+    let sandbox = again;
+
     // A shim that is killed leaves its containers to be cleaned up.
     let mut watch = sandbox.state();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::SIGKILL).unwrap();

@@ -87,7 +87,10 @@ pub(super) fn process(command: &executor::Command, identity: &Identity, terminal
 }
 
 fn open_files() -> (u64, u64) {
-    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap_or(OPEN_FILES);
+    use nix::sys::resource::{Resource, getrlimit};
+    // The numbers are 32 bits wide on 32-bit boards.
+    #[allow(clippy::unnecessary_cast)]
+    let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(OPEN_FILES.1, |(_, hard)| hard as u64);
     (OPEN_FILES.0.min(hard), OPEN_FILES.1.min(hard))
 }
 

@@ -222,6 +222,7 @@ impl Server {
         };
         // SAFETY: the call returned this descriptor to us alone.
         let client = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+        self.tell(&FromShim::Replaced, &[]);
         self.client_gone();
         self.client = Some(client);
         let states = self.containers.iter().filter_map(|(id, c)| Some((id.clone(), c.state.clone()?)));
