@@ -110,10 +110,14 @@ async fn privileges() {
     for expected in ["Seccomp:\t0", "mounted\n", "/dev/kmsg"] {
         assert!(text.contains(expected), "{expected:?} in {text:?}");
     }
-    let mut config = fixture.shell("device", "ls -l /dev/other; : < /dev/other && echo opened; : > /dev/other");
-    config.devices = vec![Device { host: "/dev/loop-control".into(), path: "/dev/other".into(), access: "r".into() }];
+    let mut config = fixture
+        .shell("device", "for d in /dev /data; do ls -l $d/other; : < $d/other && echo opened; (: > $d/other); done");
+    let device = |path: &str| Device { host: "/dev/loop-control".into(), path: path.into(), access: "r".into() };
+    config.devices = vec![device("/dev/other"), device("/data/other")];
     let (_, text) = fixture.run(&sandbox, &config).await;
-    assert!(text.contains("10, 237") && text.contains("opened\n") && text.contains("not permitted"), "{text:?}");
+    for (expected, times) in [("10, 237", 2), ("opened\n", 2), ("not permitted", 2)] {
+        assert_eq!(text.matches(expected).count(), times, "{expected:?} in {text:?}");
+    }
     sandbox.destroy().await.unwrap();
     fixture.is_clean();
 }

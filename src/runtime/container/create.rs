@@ -20,7 +20,7 @@ use nix::{
 };
 
 use super::{
-    super::{ContainerConfig, Error, Result, protocol, seccomp, sys},
+    super::{ContainerConfig, Error, Mount, Result, protocol, seccomp, sys},
     Pod, Profile, Report,
     capture::Capture,
     executor::{Command, Runner},
@@ -75,7 +75,9 @@ pub(in crate::runtime) fn create(
 ) -> Result<()> {
     let mut capture = Capture::start().map_err(|source| Error::File { op: "open", path: "pipe".into(), source })?;
     let mut volumes = Vec::from_iter(shared_memory(pod)?);
-    volumes.extend(mounts::open(&config.mounts)?);
+    let nodes = config.devices.iter().filter(|d| !spec::is_below_dev(d));
+    let nodes = nodes.map(|d| Mount::bind(&d.host, &d.path));
+    volumes.extend(mounts::open(&config.mounts.iter().cloned().chain(nodes).collect::<Vec<_>>())?);
     super::enter_private_mounts(pod)?;
     let root = mount_root(pod, config)?;
     let identity = user::resolve(&config.user, &root)?;

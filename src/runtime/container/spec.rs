@@ -113,7 +113,7 @@ fn mounts(privileged: bool, unified: bool) -> Vec<Value> {
 
 /// The device nodes beyond the standard ones.
 fn nodes(config: &ContainerConfig) -> Result<Vec<Value>> {
-    let mut nodes = config.devices.iter().map(node).collect::<Result<Vec<_>>>()?;
+    let mut nodes = config.devices.iter().filter(|d| is_below_dev(d)).map(node).collect::<Result<Vec<_>>>()?;
     if config.security.privileged {
         for path in host_devices() {
             let text = path.to_string_lossy().into_owned();
@@ -126,12 +126,13 @@ fn nodes(config: &ContainerConfig) -> Result<Vec<Value>> {
     Ok(nodes)
 }
 
+/// libcontainer makes nodes below /dev only; elsewhere the host's node is mounted.
+pub(super) fn is_below_dev(device: &Device) -> bool {
+    device.path.starts_with("/dev/")
+}
+
 fn node(device: &Device) -> Result<Value> {
     let (kind, metadata) = stat(device)?;
-    if !device.path.starts_with("/dev/") {
-        let reason = format!("container path {:?} of a device is not below /dev", device.path);
-        return Err(Error::Invalid { field: "devices".into(), reason });
-    }
     let number = metadata.rdev();
     Ok(json!({
         "path": device.path,
