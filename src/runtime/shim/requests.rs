@@ -67,7 +67,7 @@ impl Server {
         let (helper, control) = spawned.map_err(|e| Fault::Create(format!("fork: {e}")))?;
         self.containers.insert(id.clone(), container);
         let deadline = Instant::now() + PATIENCE;
-        self.jobs.push(Job { helper, control, request, container: id, deadline, kind: JobKind::Create });
+        self.jobs.push(Job { helper, control, request, container: id, deadline, orphan: false, kind: JobKind::Create });
         Ok(())
     }
 
@@ -115,7 +115,8 @@ impl Server {
         });
         let (helper, control) = spawned.map_err(|e| Fault::Start { code: 128, reason: format!("fork: {e}") })?;
         let kind = JobKind::Exec { bound, streams };
-        self.jobs.push(Job { helper, control, request, container: id, deadline: Instant::now() + PATIENCE, kind });
+        let deadline = Instant::now() + PATIENCE;
+        self.jobs.push(Job { helper, control, request, container: id, deadline, orphan: false, kind });
         Ok(())
     }
 
@@ -132,6 +133,7 @@ impl Server {
                 let job = self.jobs.swap_remove(place);
                 match job.kind {
                     JobKind::Create => self.created(job.request, &job.container, pid, fds, job.control),
+                    JobKind::Exec { bound: true, .. } if job.orphan => process::kill_group(pid, libc::SIGKILL),
                     JobKind::Exec { bound, streams } => self.executed(job.request, pid, bound, streams, fds),
                 }
                 self.replay(pid);
@@ -148,8 +150,11 @@ impl Server {
         let job = self.jobs.swap_remove(place);
         process::kill(helper, libc::SIGKILL);
         if matches!(job.kind, JobKind::Create) {
-            self.containers.remove(&job.container);
+            let removed = self.containers.remove(&job.container);
             self.pod.cgroups.kill(&self.pod.cgroup_of(&job.container));
+            if let Some(request) = removed.and_then(|container| container.removing) {
+                self.reply(request, Ok(()));
+            }
         }
         self.reply(job.request, Err(fault));
     }

@@ -91,6 +91,8 @@ pub(super) struct Job {
     pub(super) request: u64,
     pub(super) container: ContainerId,
     pub(super) deadline: Instant,
+    /// The daemon that asked for it is gone.
+    pub(super) orphan: bool,
     pub(super) kind: JobKind,
 }
 
@@ -246,6 +248,7 @@ impl Server {
             self.execs.values().filter(|e| e.bound).for_each(|e| process::kill_group(e.pid, libc::SIGKILL));
             // Their ends are of no interest to the next daemon, whose numbers are its own.
             self.execs.clear();
+            self.jobs.iter_mut().for_each(|job| job.orphan = true);
         }
     }
 
