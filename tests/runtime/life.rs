@@ -133,14 +133,24 @@ async fn captured_execs_are_bounded() {
     let short = Capture { timeout: Duration::from_millis(300), limit: 100 };
     let out = sandbox.exec_captured(&id, &args("echo begin; sleep 500"), short).await.unwrap();
     assert_eq!((out.code, &*out.output), (None, &b"begin\n"[..]));
+    let at_once = Capture { timeout: Duration::from_micros(100), limit: 100 };
+    for _ in 0..5 {
+        let out = sandbox.exec_captured(&id, &args("sleep 501"), at_once).await.unwrap();
+        assert_eq!(out.code, None);
+    }
     let long = Capture { timeout: Duration::from_secs(20), limit: 100 };
     let out = sandbox.exec_captured(&id, &args("yes | head -c 300000; exit 2"), long).await.unwrap();
     assert_eq!((out.code, out.output.len()), (Some(2), 100));
     // A process left behind that holds the pipes does not hold the probe.
     let out = sandbox.exec_captured(&id, &args("sleep 900 & echo fine"), long).await.unwrap();
     assert_eq!((out.code, &*out.output), (Some(0), &b"fine\n"[..]));
-    let out = captured(&sandbox, &id, "ps").await;
-    assert!(!String::from_utf8_lossy(&out.output).contains("sleep 500"), "killed with its group");
+    // Those that were still being made are killed once they are there.
+    let gone = async {
+        while captured(&sandbox, &id, "ps | grep -E '[s]leep 50[01]'").await.code != Some(1) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("killed with its group");
     sandbox.destroy().await.unwrap();
     fixture.is_clean();
 }

@@ -32,9 +32,10 @@ impl Server {
             Op::Exec { container, bound } => self.exec(request, container, bound, payload),
             Op::KillExec { exec } => {
                 // One that has ended needs no killing.
-                if let Some(exec) = self.execs.get(&exec) {
-                    process::kill_group(exec.pid, libc::SIGKILL);
+                if let Some(running) = self.execs.get(&exec) {
+                    process::kill_group(running.pid, libc::SIGKILL);
                 }
+                self.jobs.iter_mut().filter(|job| job.request == exec).for_each(|job| job.orphan = true);
                 self.reply(request, Ok(()));
                 Ok(())
             }

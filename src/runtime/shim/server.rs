@@ -91,7 +91,7 @@ pub(super) struct Job {
     pub(super) request: u64,
     pub(super) container: ContainerId,
     pub(super) deadline: Instant,
-    /// The daemon that asked for it is gone.
+    /// Who asked for it does not want it any more, or is gone.
     pub(super) orphan: bool,
     pub(super) kind: JobKind,
 }
