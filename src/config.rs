@@ -1,1 +1,181 @@
-//! The configuration file.
+//! The configuration file, the command line's flags over it, and what both mean.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::cidr::Cidr;
+
+/// Where the daemon keeps its data when nothing else is said.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/umiak";
+
+/// A configuration that cannot be used. Every variant names the file or the field.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("read configuration {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("configuration {path}: {reason}")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// What the parser said, with the line.
+        reason: String,
+    },
+    /// A value is out of its range.
+    #[error("{field}: {reason}")]
+    Field {
+        /// The field as it is written in the file.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// What `umiak server` runs with.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ServerConfig {
+    /// Directory that holds everything the daemon keeps.
+    pub data_dir: PathBuf,
+    /// Name of this node; the host's name where it is absent.
+    pub node_name: Option<String>,
+    /// Port of the API.
+    pub https_port: u16,
+    /// Address the API listens on.
+    pub bind_address: IpAddr,
+    /// Network of the pods.
+    pub cluster_cidr: Cidr,
+    /// Network of the Services.
+    pub service_cidr: Cidr,
+    /// More names and addresses for the API's certificate.
+    pub tls_san: Vec<String>,
+    /// Name of the pod bridge.
+    pub bridge: String,
+    /// What is logged, as in `RUST_LOG`.
+    pub log: String,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: DEFAULT_DATA_DIR.into(),
+            node_name: None,
+            https_port: 6443,
+            bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            cluster_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16),
+            service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16),
+            tls_san: Vec::new(),
+            bridge: "umiak0".into(),
+            log: "info".into(),
+        }
+    }
+}
+
+impl ServerConfig {
+    /// Reads a file; fields it does not name keep their defaults.
+    ///
+    /// # Errors
+    /// When the file cannot be read, has a field that does not exist, or a value of the wrong form.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(Self::default());
+        }
+        serde_yaml::from_str(&text).map_err(|e| {
+            let reason = e.to_string();
+            Error::Parse { path: path.to_owned(), reason: reason.lines().next().unwrap_or_default().to_owned() }
+        })
+    }
+
+    /// Checks what no single field shows, and fills in the host's name.
+    ///
+    /// # Errors
+    /// When networks overlap or are too small, or a name is not a DNS name.
+    pub fn validate(mut self) -> Result<Self, Error> {
+        let wrong = |field, reason| Error::Field { field, reason };
+        let field = |field, reason| Err(Error::Field { field, reason });
+        if self.cluster_cidr.prefix() > 24 {
+            return field("cluster-cidr", format!("{} is too small: each node takes a /24 of it", self.cluster_cidr));
+        }
+        if self.service_cidr.prefix() > 28 {
+            return field("service-cidr", format!("{} is smaller than a /28", self.service_cidr));
+        }
+        let (pods, services) = (self.cluster_cidr, self.service_cidr);
+        if pods.contains(services.network()) || services.contains(pods.network()) {
+            return field("service-cidr", format!("{services} overlaps cluster-cidr {pods}"));
+        }
+        if self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains(['/', ' ']) {
+            return field("bridge", format!("{:?} is not an interface name of 1 to 15 characters", self.bridge));
+        }
+        let name = match self.node_name.take() {
+            Some(name) => name,
+            None => nix::unistd::gethostname()
+                .map(|name| name.to_string_lossy().to_lowercase())
+                .map_err(|e| wrong("node-name", format!("the host has no name: {e}")))?,
+        };
+        if !is_dns_subdomain(&name) {
+            return field(
+                "node-name",
+                format!("{name:?} is not a DNS name of lower-case letters, digits, '-' and '.'"),
+            );
+        }
+        self.node_name = Some(name);
+        self.data_dir = std::path::absolute(&self.data_dir)
+            .map_err(|e| wrong("data-dir", format!("{}: {e}", self.data_dir.display())))?;
+        Ok(self)
+    }
+}
+
+fn is_dns_subdomain(name: &str) -> bool {
+    let label = |label: &str| {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        !label.is_empty() && !label.starts_with('-') && !label.ends_with('-') && label.chars().all(inner)
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<ServerConfig, Error> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("umiak.yaml");
+        fs::write(&path, text).unwrap();
+        ServerConfig::read(&path).and_then(ServerConfig::validate)
+    }
+
+    #[test]
+    fn the_shipped_file_holds_the_defaults() {
+        let shipped = read(include_str!("../configs/umiak.yaml")).unwrap();
+        let default = ServerConfig::default().validate().unwrap();
+        assert_eq!(format!("{shipped:?}"), format!("{default:?}"));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        for (text, names) in [
+            ("https-prt: 1\n", "https-prt"),
+            ("https-port: 70000\n", "line 1"),
+            ("cluster-cidr: 10.42.0.1/16\n", "host bits"),
+            ("cluster-cidr: 10.42.0.0/28\n", "cluster-cidr"),
+            ("service-cidr: 10.42.9.0/24\n", "overlaps"),
+            ("node-name: Über\n", "node-name"),
+            ("bridge: averyveryverylongname\n", "bridge"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(names), "{text:?} gave {error:?}");
+        }
+    }
+}

@@ -1,3 +1,7 @@
 //! The `umiak` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    umiak::cli::main()
+}

@@ -1,1 +1,364 @@
 //! The cluster CA and the certificates it signs.
+//!
+//! Boards without a clock battery boot in the past, so every certificate is valid from 1970 on, and its end is counted
+//! from a time that is never before this release. The server's certificate is issued in memory and replaced while
+//! running: when two thirds of its life are over, or when a connection arrives at an address it does not name.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls::crypto::ring::{default_provider, sign::any_supported_type};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const CA_LIFE: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+/// Life of a client certificate that lies beside the CA's own key: whoever can read it could sign a new one.
+const ADMIN_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const SERVER_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// 2026-11-01: no certificate is issued as if it were earlier, whatever the board's clock says.
+const RELEASE_TIME: Duration = Duration::from_secs(1_793_491_200);
+/// Addresses one server certificate names at most; a host with more is served by the names it had first.
+const MAX_ADDRESSES: usize = 64;
+
+/// What can go wrong with keys and certificates.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading or writing a file failed.
+    #[error("{operation} {path}: {source}")]
+    File {
+        /// `read` or `write`.
+        operation: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// A stored key or certificate does not parse.
+    #[error("{path} is damaged: {reason}")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What the parser said.
+        reason: String,
+    },
+    /// Making or signing a certificate failed.
+    #[error("issue certificate for {subject}: {source}")]
+    Issue {
+        /// Common name.
+        subject: String,
+        /// Cause.
+        source: rcgen::Error,
+    },
+    /// rustls refused the configuration.
+    #[error("TLS configuration: {0}")]
+    Tls(String),
+}
+
+/// A certificate and its key, PEM.
+pub struct Identity {
+    /// Certificate.
+    pub certificate: String,
+    /// PKCS#8 private key.
+    pub key: String,
+}
+
+/// The cluster's certificate authority, kept in a directory of its own (0700).
+pub struct Ca {
+    certificate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    /// Opens the CA in `directory`, making it (and the directory) at the first start.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written, or is damaged. Nothing that exists is replaced: a new CA would lock out
+    /// every client of the old one.
+    pub fn open(directory: &Path) -> Result<Self, Error> {
+        let (key_path, cert_path) = (directory.join("ca.key"), directory.join("ca.crt"));
+        let write = |source| Error::File { operation: "make directory", path: directory.to_owned(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(write)?;
+        let key = match read_optional(&key_path)? {
+            Some(pem) => {
+                KeyPair::from_pem(&pem).map_err(|e| Error::Damaged { path: key_path.clone(), reason: e.to_string() })?
+            }
+            None => {
+                let key = KeyPair::generate().map_err(|source| Error::Issue { subject: "umiak-ca".into(), source })?;
+                write_private(&key_path, key.serialize_pem().as_bytes())?;
+                key
+            }
+        };
+        let issuer = Issuer::new(ca_params(), key);
+        let certificate = match read_optional(&cert_path)? {
+            Some(pem) if pem.contains("BEGIN CERTIFICATE") => pem,
+            Some(_) => return Err(Error::Damaged { path: cert_path, reason: "no certificate in it".into() }),
+            None => {
+                let pem = ca_params()
+                    .self_signed(issuer.key())
+                    .map_err(|source| Error::Issue { subject: "umiak-ca".into(), source })?
+                    .pem();
+                write_private(&cert_path, pem.as_bytes())?;
+                pem
+            }
+        };
+        Ok(Self { certificate, issuer })
+    }
+
+    /// The CA's certificate, PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// A client certificate: `user` is the Kubernetes user name (CN), `groups` its groups (O).
+    ///
+    /// # Errors
+    /// When the key cannot be made or the certificate not be signed.
+    pub fn client(&self, user: &str, groups: &[&str]) -> Result<Identity, Error> {
+        let mut params = leaf_params(user, groups, ADMIN_LIFE);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(user, &params)
+    }
+
+    fn server(&self, names: &[String], addresses: &BTreeSet<IpAddr>) -> Result<Identity, Error> {
+        let subject = "umiak-server";
+        let mut params = leaf_params(subject, &[], SERVER_LIFE);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        for name in names {
+            let name = name.as_str().try_into().map_err(|source| Error::Issue { subject: name.clone(), source })?;
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
+        params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
+        self.sign(subject, &params)
+    }
+
+    fn sign(&self, subject: &str, params: &CertificateParams) -> Result<Identity, Error> {
+        let failed = |source| Error::Issue { subject: subject.to_owned(), source };
+        let key = KeyPair::generate().map_err(failed)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
+        Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+}
+
+fn ca_params() -> CertificateParams {
+    let mut params = leaf_params("umiak-ca", &[], CA_LIFE);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params
+}
+
+fn leaf_params(common_name: &str, organizations: &[&str], life: Duration) -> CertificateParams {
+    let mut name = DistinguishedName::new();
+    for organization in organizations {
+        name.push(DnType::OrganizationName, *organization);
+    }
+    name.push(DnType::CommonName, common_name);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name;
+    params.not_before = UNIX_EPOCH.into();
+    params.not_after = (UNIX_EPOCH + floor_time() + life).into();
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params
+}
+
+fn floor_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().max(RELEASE_TIME)
+}
+
+fn read_optional(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::File { operation: "read", path: path.to_owned(), source }),
+    }
+}
+
+/// Writes a file that only the owner may read, so that after a power cut it is there whole or not at all.
+///
+/// # Errors
+/// When the directory is full, read-only or missing.
+pub fn write_private(path: &Path, data: &[u8]) -> Result<(), Error> {
+    let failed = |source| Error::File { operation: "write", path: path.to_owned(), source };
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    let write = || {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(data)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
+    };
+    write().map_err(failed)
+}
+
+/// The server's side of TLS: its certificate, which follows the host's addresses, and who may connect.
+pub struct ServerTls {
+    ca: Arc<Ca>,
+    names: Vec<String>,
+    current: Mutex<Current>,
+}
+
+struct Current {
+    addresses: BTreeSet<IpAddr>,
+    key: Arc<CertifiedKey>,
+    renew_after: Duration,
+}
+
+impl std::fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerTls").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+impl ServerTls {
+    /// A certificate for these DNS names and addresses. More addresses are added as connections arrive at them.
+    ///
+    /// # Errors
+    /// When no certificate can be issued.
+    pub fn new(
+        ca: Arc<Ca>,
+        names: Vec<String>,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<Arc<Self>, Error> {
+        let addresses: BTreeSet<IpAddr> = addresses.into_iter().take(MAX_ADDRESSES).collect();
+        let current = Current { key: certified(&ca, &names, &addresses)?, addresses, renew_after: renewal() };
+        Ok(Arc::new(Self { ca, names, current: Mutex::new(current) }))
+    }
+
+    /// Makes sure that the certificate names `address`, at which a connection has arrived.
+    pub fn arrived_at(&self, address: IpAddr) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = current.addresses.contains(&address) || current.addresses.len() >= MAX_ADDRESSES;
+        if known && floor_time() < current.renew_after {
+            return;
+        }
+        current.addresses.insert(address);
+        match certified(&self.ca, &self.names, &current.addresses) {
+            Ok(key) => {
+                current.key = key;
+                current.renew_after = renewal();
+            }
+            Err(error) => tracing::error!(%error, "renew the server certificate"),
+        }
+    }
+
+    /// The rustls configuration: TLS 1.3, ALPN `h2` and `http/1.1`, client certificates of this CA verified when given.
+    ///
+    /// # Errors
+    /// When the CA certificate does not parse.
+    pub fn config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, Error> {
+        let tls = |e: &dyn std::fmt::Display| Error::Tls(e.to_string());
+        let mut roots = RootCertStore::empty();
+        for certificate in pem_certificates(&self.ca.certificate)? {
+            roots.add(certificate).map_err(|e| tls(&e))?;
+        }
+        let provider = Arc::new(default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|e| tls(&e))?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|e| tls(&e))?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(self.clone());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // Session tickets of the default configuration keep a cache of full sessions; a stateless ticketer would
+        // resume clients whose certificate has been revoked since.
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(config))
+    }
+}
+
+impl ResolvesServerCert for ServerTls {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.lock().unwrap_or_else(PoisonError::into_inner).key.clone())
+    }
+}
+
+fn renewal() -> Duration {
+    floor_time() + SERVER_LIFE / 3 * 2 - DAY
+}
+
+fn certified(ca: &Ca, names: &[String], addresses: &BTreeSet<IpAddr>) -> Result<Arc<CertifiedKey>, Error> {
+    let identity = ca.server(names, addresses)?;
+    let tls = |e: &dyn std::fmt::Display| Error::Tls(e.to_string());
+    let key = rustls::pki_types::pem::PemObject::from_pem_slice(identity.key.as_bytes());
+    let key: PrivateKeyDer<'static> = key.map_err(|e| tls(&e))?;
+    let key = any_supported_type(&key).map_err(|e| tls(&e))?;
+    Ok(Arc::new(CertifiedKey::new(pem_certificates(&identity.certificate)?, key)))
+}
+
+fn pem_certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    use rustls::pki_types::pem::PemObject;
+    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(|e| Error::Tls(e.to_string()))
+}
+
+/// A kubeconfig that logs in with a client certificate.
+pub fn kubeconfig(cluster: &str, server: &str, ca: &str, user: &str, identity: &Identity) -> String {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let (ca, certificate, key) =
+        (STANDARD.encode(ca), STANDARD.encode(&identity.certificate), STANDARD.encode(&identity.key));
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: {cluster}\n  cluster:\n    server: {server}\n    \
+         certificate-authority-data: {ca}\ncontexts:\n- name: {cluster}\n  context:\n    cluster: {cluster}\n    \
+         user: {user}\ncurrent-context: {cluster}\npreferences: {{}}\nusers:\n- name: {user}\n  user:\n    \
+         client-certificate-data: {certificate}\n    client-key-data: {key}\n"
+    )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_reopened_ca_is_the_same_and_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let pki = directory.path().join("pki");
+        let first = Ca::open(&pki).unwrap().certificate().to_owned();
+        assert_eq!(Ca::open(&pki).unwrap().certificate(), first);
+        assert_eq!(fs::metadata(pki.join("ca.key")).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&pki).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_damaged_ca_is_named_and_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        Ca::open(directory.path()).unwrap();
+        fs::write(directory.path().join("ca.key"), "x").unwrap();
+        let error = Ca::open(directory.path()).err().unwrap().to_string();
+        assert!(error.contains("ca.key is damaged"), "{error}");
+        assert_eq!(fs::read_to_string(directory.path().join("ca.key")).unwrap(), "x");
+    }
+
+    #[test]
+    fn a_new_address_is_added_to_the_certificate() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = Arc::new(Ca::open(directory.path()).unwrap());
+        let tls = ServerTls::new(ca, vec!["localhost".into()], ["127.0.0.1".parse().unwrap()]).unwrap();
+        tls.config().unwrap();
+        let key = |tls: &ServerTls| tls.current.lock().unwrap().key.clone();
+        let before = key(&tls);
+        tls.arrived_at("127.0.0.1".parse().unwrap());
+        assert!(Arc::ptr_eq(&before, &key(&tls)));
+        tls.arrived_at("192.0.2.7".parse().unwrap());
+        assert!(!Arc::ptr_eq(&before, &key(&tls)));
+    }
+}

@@ -27,8 +27,8 @@ impl Call {
         }
         match verb {
             Verb::Get => self.get(),
-            Verb::List => self.list(),
-            Verb::Watch => watch::answer(&self),
+            Verb::List => self.list().await,
+            Verb::Watch => watch::answer(&self).await,
             Verb::Create => self.create(body).await,
             Verb::Update => self.update(body).await,
             Verb::Patch => self.patch(body).await,
@@ -50,8 +50,8 @@ impl Call {
         }
     }
 
-    fn list(&self) -> Result<Response<Body>, Status> {
-        let list = self.api.registry.list(self.kind(), &self.list_options()?)?;
+    async fn list(&self) -> Result<Response<Body>, Status> {
+        let list = self.api.registry.list_slowly(self.kind(), &self.list_options()?).await?;
         self.style.list(self.target.kind.clone(), list)
     }
 

@@ -1,1 +1,159 @@
 //! The server's side of the link: what each node should have, what it reported.
+//!
+//! [`Fleet::serve`] looks after one node for as long as its carrier lives: [`desired`] sends, [`report`] applies what
+//! comes back, [`lease`] shows that the node is there.
+
+mod desired;
+mod lease;
+mod node;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{mpsc, watch};
+
+use crate::events::EventRecorder;
+use crate::kinds::Kind;
+use crate::kinds::status::Status;
+use crate::link::message::{Arrivals, Order, ToServer};
+use crate::link::stream::{Stream, StreamRequest};
+use crate::link::{Open, ServerEnd};
+use crate::registry::Registry;
+
+/// The field manager of what nodes report.
+const MANAGER: &str = "kubelet";
+
+/// All nodes of the cluster. Share it by `Arc`.
+pub struct Fleet {
+    registry: Registry,
+    kinds: Kinds,
+    events: EventRecorder,
+    streams: Mutex<HashMap<String, mpsc::Sender<Open>>>,
+}
+
+/// The kinds nodes have to do with.
+struct Kinds {
+    pods: Arc<Kind>,
+    nodes: Arc<Kind>,
+    leases: Arc<Kind>,
+    /// What pods refer to.
+    used: Vec<Arc<Kind>>,
+}
+
+impl Kinds {
+    fn of(registry: &Registry) -> Result<Self, Status> {
+        let kind = |group: &str, name: &str| {
+            let found = registry.kinds().by_kind(group, "v1", name);
+            found.ok_or_else(|| Status::internal(format!("the kind {name} is not served")))
+        };
+        Ok(Self {
+            pods: kind("", "Pod")?,
+            nodes: kind("", "Node")?,
+            leases: kind("coordination.k8s.io", "Lease")?,
+            used: ["ConfigMap", "Secret"]
+                .into_iter()
+                .map(|name| kind("", name))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn used(&self, plural: &str) -> Option<&Kind> {
+        self.used.iter().find(|k| k.plural == plural).map(|k| &**k)
+    }
+}
+
+/// What the server knows of a node by itself.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// The addresses of its pods, for example `10.42.0.0/24`.
+    pub pod_cidr: String,
+}
+
+impl Fleet {
+    /// A fleet without nodes. Fails if the registry does not serve the kinds it needs.
+    pub fn new(registry: Registry, events: EventRecorder) -> Result<Arc<Self>, Status> {
+        let kinds = Kinds::of(&registry)?;
+        Ok(Arc::new(Self { registry, kinds, events, streams: Mutex::default() }))
+    }
+
+    /// Looks after one node until its carrier is gone.
+    pub async fn serve(&self, member: Member, link: ServerEnd) {
+        let ServerEnd { mut rx, tx, streams } = link;
+        self.connected().insert(member.name.clone(), streams.clone());
+        let (ask, asked) = watch::channel(0u64);
+        let (present, registered) = watch::channel(false);
+        let receive = async {
+            let mut arrivals = Arrivals::default();
+            while let Some(envelope) = rx.recv().await {
+                match arrivals.judge(&envelope) {
+                    Order::Next => {}
+                    // Whatever was missed, the newest of it will be told again.
+                    Order::Gap => ask.send_modify(|n| *n += 1),
+                    Order::Stale => continue,
+                    Order::Foreign => {
+                        tracing::warn!(node = member.name, version = envelope.version, "ignoring a foreign message");
+                        continue;
+                    }
+                }
+                match envelope.body {
+                    ToServer::Hello => ask.send_modify(|n| *n += 1),
+                    message => self.take(&member, message, &present).await,
+                }
+            }
+        };
+        let renew = async {
+            let mut registered = registered;
+            if registered.wait_for(|is| *is).await.is_ok() {
+                lease::keep(&self.registry, &self.kinds, &member.name).await;
+            }
+        };
+        tokio::select! {
+            () = receive => {}
+            () = desired::keep(&self.registry, &self.kinds, &member.name, asked, tx) => {}
+            () = renew => {}
+        }
+        let mut connected = self.connected();
+        // A new carrier of the same node may have taken the place already.
+        if connected.get(&member.name).is_some_and(|s| s.same_channel(&streams)) {
+            connected.remove(&member.name);
+        }
+    }
+
+    async fn take(&self, member: &Member, message: ToServer, present: &watch::Sender<bool>) {
+        let result = match message {
+            ToServer::Hello => Ok(()),
+            ToServer::Node(report) => {
+                let result = node::register(&self.registry, &self.kinds, member, report).await;
+                present.send_if_modified(|is| !std::mem::replace(is, result.is_ok()) && result.is_ok());
+                result
+            }
+            ToServer::PodStatus(report) => report::status(&self.registry, &self.kinds, &member.name, report).await,
+            ToServer::PodGone(pod) => report::gone(&self.registry, &self.kinds, &member.name, pod).await,
+            ToServer::Event(event) => {
+                report::event(&self.events, &member.name, event);
+                Ok(())
+            }
+        };
+        if let Err(status) = result {
+            tracing::error!(node = member.name, %status, "cannot apply a report");
+        }
+    }
+
+    /// Opens a stream to a pod; 503 if its node is not connected.
+    pub async fn open(&self, node: &str, request: StreamRequest) -> Result<Stream, Status> {
+        let absent = || Status::unavailable(format!("node {node:?} is not connected"));
+        let sender = self.connected().get(node).cloned().ok_or_else(absent)?;
+        let (ours, theirs) = Stream::pair();
+        sender.send(Open { request, stream: theirs }).await.map_err(|_| absent())?;
+        Ok(ours)
+    }
+
+    fn connected(&self) -> std::sync::MutexGuard<'_, HashMap<String, mpsc::Sender<Open>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

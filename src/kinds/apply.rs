@@ -10,6 +10,7 @@ mod owned;
 mod set;
 mod walk;
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
@@ -141,6 +142,9 @@ pub fn update_manager(ty: &'static Type, before: Option<&Object>, after: &mut Ob
 
 /// Applies a configuration to the live object (`None`: it is created) and returns the new object, before defaulting.
 ///
+/// What the request cannot change is left out of the configuration: the status of the object itself, the spec in its
+/// status. For custom resources with a status subresource the caller leaves out the status.
+///
 /// # Errors
 /// See [`Error`]. Nothing is changed then.
 pub fn apply(
@@ -150,6 +154,7 @@ pub fn apply(
     writer: &Writer,
     force: bool,
 ) -> Result<Object, Error> {
+    let applied = &without_reset(ty, applied, writer.subresource);
     check(ty, applied)?;
     let empty = Object::new();
     let live = live.unwrap_or(&empty);
@@ -169,6 +174,19 @@ pub fn apply(
         renew_last_applied(&mut merged, applied);
     }
     Ok(merged)
+}
+
+fn without_reset<'a>(ty: &'static Type, applied: &'a Object, subresource: &str) -> Cow<'a, Object> {
+    let reset = match subresource {
+        "" if ty.field("status").is_some() => "status",
+        "status" => "spec",
+        _ => return Cow::Borrowed(applied),
+    };
+    let mut applied = Cow::Borrowed(applied);
+    if applied.contains_key(reset) {
+        applied.to_mut().remove(reset);
+    }
+    applied
 }
 
 fn check(ty: &'static Type, applied: &Object) -> Result<(), Error> {

@@ -2,12 +2,14 @@
 //!
 //! A new kind is a row in [`table`] and, if it has rules, a file with its [`Hooks`]. Nothing else changes.
 
+pub mod apply;
 pub mod check;
 pub mod config_map;
 pub mod deployment;
 pub mod duration;
 pub mod event;
 pub mod field_selector;
+pub mod fields;
 pub mod format;
 pub mod hash;
 pub mod lease;
@@ -16,16 +18,14 @@ pub mod metadata;
 pub mod names;
 pub mod namespace;
 pub mod node;
-pub mod apply;
-pub mod fields;
 pub mod openapi;
 pub mod patch;
-pub mod protobuf;
-pub mod schema;
 pub mod pod;
+pub mod protobuf;
 pub mod quantity;
 pub mod replica_set;
 pub mod scale;
+pub mod schema;
 pub mod secret;
 pub mod selector;
 pub mod service_account;

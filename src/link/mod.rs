@@ -1,3 +1,46 @@
 //! The messages between fleet and node, and their carriers.
+//!
+//! A carrier gives each side one end: [`NodeEnd`] and [`ServerEnd`]. Today's is the in-process channel of [`local`].
 
+pub mod local;
+pub mod message;
 pub mod stream;
+
+use tokio::sync::mpsc;
+
+use message::{Envelope, ToNode, ToServer};
+use stream::{Stream, StreamRequest};
+
+/// Messages one direction may have under way.
+pub const QUEUE: usize = 64;
+
+/// A stream the server opens to a pod.
+#[derive(Debug)]
+pub struct Open {
+    /// What it is for.
+    pub request: StreamRequest,
+    /// The node's end.
+    pub stream: Stream,
+}
+
+/// The node's end of a carrier.
+#[derive(Debug)]
+pub struct NodeEnd {
+    /// From the server, in order.
+    pub rx: mpsc::Receiver<Envelope<ToNode>>,
+    /// To the server.
+    pub tx: mpsc::Sender<Envelope<ToServer>>,
+    /// Streams the server opens.
+    pub streams: mpsc::Receiver<Open>,
+}
+
+/// The server's end of a carrier to one node.
+#[derive(Debug)]
+pub struct ServerEnd {
+    /// From the node, in order.
+    pub rx: mpsc::Receiver<Envelope<ToServer>>,
+    /// To the node.
+    pub tx: mpsc::Sender<Envelope<ToNode>>,
+    /// Opens streams.
+    pub streams: mpsc::Sender<Open>,
+}

@@ -1,1 +1,186 @@
 //! The node half: pod workers, volumes, environment, logs, statistics.
+//!
+//! [`run`] is all of it: it takes over what an earlier daemon left, asks the server for what the node should have, and
+//! goes on with or without an answer.
+
+mod agent;
+mod check;
+mod container;
+mod disk;
+mod downward;
+mod engine;
+mod env;
+mod error;
+mod events;
+mod expand;
+mod files;
+mod info;
+mod inotify;
+mod outbox;
+mod pod;
+mod probes;
+mod resources;
+mod status;
+mod volumes;
+mod worker;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+pub use error::{Error, Result};
+pub use files::DnsConfig;
+
+use crate::image::ImageStore;
+use crate::link::NodeEnd;
+use crate::network::Network;
+use crate::runtime::Runtime;
+use agent::Agent;
+use disk::Pods;
+use engine::{Real, blocking};
+use info::{Identity, Machine};
+use inotify::Watcher;
+use outbox::Outbox;
+use worker::{Left, Shared};
+
+/// What a node needs to know of itself.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its name in the cluster.
+    pub name: String,
+    /// Where it keeps its pods; made where it is missing.
+    pub data_dir: PathBuf,
+    /// The directory of the image store, watched for new images.
+    pub images_dir: PathBuf,
+    /// Its addresses, the most important first.
+    pub addresses: Vec<IpAddr>,
+    /// Labels beside those every node has, for example `node-role.kubernetes.io/control-plane`.
+    pub labels: BTreeMap<String, String>,
+    /// Name resolution in pods.
+    pub dns: DnsConfig,
+}
+
+/// Runs the node half until the link's carrier is gone for good. Dropping the future stops it; pods go on without it.
+///
+/// # Errors
+/// Only what keeps it from starting: its own directory or the runtime's state cannot be read.
+pub async fn run(
+    config: NodeConfig,
+    runtime: Runtime,
+    images: Arc<ImageStore>,
+    network: Arc<Network>,
+    mut link: NodeEnd,
+) -> Result<()> {
+    let pods = Pods::open(&config.data_dir)?;
+    let outbox = Outbox::default();
+    let image_changes = watch::Sender::new(0u64);
+    let machine = Machine::measure(&config.data_dir);
+    let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };
+    let shared = Arc::new(Shared {
+        engine,
+        outbox: outbox.clone(),
+        images: image_changes.subscribe(),
+        dns: config.dns.clone(),
+        seccomp: config.data_dir.join("seccomp"),
+        facts: machine.facts(&config.addresses),
+    });
+    let mut agent = Agent::new(shared, pods);
+    take_over(&mut agent, &runtime, &network).await?;
+    report(&config, &outbox, &images, &network).await;
+    outbox.hello();
+    let mut watcher = Watcher::directory(&config.images_dir).map_err(|source| Error::File {
+        op: "watch",
+        path: config.images_dir.clone(),
+        source,
+    })?;
+    let uplink = outbox.run(link.tx.clone());
+    tokio::pin!(uplink);
+    loop {
+        tokio::select! {
+            () = &mut uplink => return Ok(()),
+            message = link.rx.recv() => match message {
+                Some(message) => agent.take(message).await,
+                None => return Ok(()),
+            },
+            () = agent.reap() => {}
+            names = watcher.next() => match names {
+                Ok(names) if names.iter().any(|n| n == "index.json") => {
+                    image_changes.send_modify(|n| *n += 1);
+                    report(&config, &outbox, &images, &network).await;
+                }
+                Ok(_) => {}
+                Err(source) => return Err(Error::File { op: "watch", path: config.images_dir, source }),
+            },
+        }
+    }
+}
+
+/// Finds the sandboxes of an earlier daemon, gives each to its pod, and removes those of no pod.
+async fn take_over(agent: &mut Agent<Real>, runtime: &Runtime, network: &Network) -> Result<()> {
+    let adopted = runtime.adopt().await?;
+    let mut left: HashMap<String, Left<crate::runtime::Sandbox>> = HashMap::new();
+    let mut sandboxes = HashMap::new();
+    for sandbox in adopted.live {
+        sandboxes.insert(sandbox.uid().to_owned(), sandbox.clone());
+        left.insert(sandbox.uid().to_owned(), Left::Live(sandbox));
+    }
+    let mut dead = Vec::new();
+    for sandbox in adopted.dead {
+        runtime.cleanup(&sandbox.uid).await?;
+        dead.push(sandbox.uid.clone());
+        left.insert(sandbox.uid, Left::Dead(sandbox.exits));
+    }
+    agent.resume(left).await?;
+    let known = agent.uids();
+    for (uid, sandbox) in sandboxes.into_iter().filter(|(uid, _)| !known.contains(uid)) {
+        tracing::warn!(pod = uid, "removing the sandbox of a pod this node does not know");
+        sandbox.destroy().await?;
+    }
+    if let Err(error) = network.reconcile(&known).await {
+        tracing::error!(%error, "cannot tidy up the pod network");
+    }
+    Ok(())
+}
+
+/// Reports the node as it is now.
+async fn report(config: &NodeConfig, outbox: &Outbox, images: &Arc<ImageStore>, network: &Network) {
+    let store = images.clone();
+    let listed = blocking("listing images", move || Ok(store.list()?)).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "cannot list the images");
+        Vec::new()
+    });
+    let identity = Identity {
+        name: &config.name,
+        addresses: &config.addresses,
+        labels: &config.labels,
+        network_problem: network.masquerade().err().map(|e| e.to_string()),
+    };
+    outbox.node(info::report(&identity, &Machine::measure(&config.data_dir), listed));
+}
+
+/// Removes every sandbox, mount, cgroup, interface and file of a node that does not run: of `data_dir`
+/// ([`NodeConfig::data_dir`]) and the runtime's own. The pod network is [`Network::destroy`]'s.
+///
+/// # Errors
+/// The first thing that could not be removed; calling it again goes on from there.
+pub async fn reset(data_dir: &std::path::Path, runtime: &Runtime) -> Result<()> {
+    let adopted = runtime.adopt().await?;
+    for sandbox in adopted.live {
+        sandbox.destroy().await?;
+    }
+    for sandbox in adopted.dead {
+        runtime.cleanup(&sandbox.uid).await?;
+    }
+    let root = data_dir.to_owned();
+    blocking("removing the node's files", move || {
+        for dir in Pods::open(&root)?.list()? {
+            volumes::remove(&dir.volumes())?;
+            dir.remove()?;
+        }
+        std::fs::remove_dir_all(&root).map_err(|source| Error::File { op: "remove", path: root, source })
+    })
+    .await
+}

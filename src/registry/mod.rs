@@ -14,6 +14,7 @@ mod bootstrap;
 mod delete;
 mod error;
 mod identity;
+mod list;
 mod model;
 mod options;
 mod read;
@@ -122,7 +123,12 @@ impl Registry {
 
     /// A page of objects, or all of them without a limit. 410 for a continue token older than the kept history.
     pub fn list(&self, kind: &Kind, options: &ListOptions) -> Result<List, Status> {
-        read::list(&self.inner.store, kind, options)
+        list::list(&self.inner.store, kind, options)
+    }
+
+    /// [`Registry::list`] that lets other tasks run between every few hundred objects.
+    pub async fn list_slowly(&self, kind: &Kind, options: &ListOptions) -> Result<List, Status> {
+        list::list_slowly(&self.inner.store, kind, options).await
     }
 
     /// All objects the options select, as typed structs.
@@ -205,7 +211,7 @@ impl Registry {
         list: &ListOptions,
         options: &DeleteOptions,
     ) -> Result<List, Status> {
-        let selected = self.list(kind, list)?;
+        let selected = self.list_slowly(kind, list).await?;
         for some in selected.items.chunks(DELETES) {
             // Several at a time share one write to disk.
             let deletes: Vec<_> =

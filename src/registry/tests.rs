@@ -211,6 +211,35 @@ async fn pages_show_one_revision() {
 }
 
 #[tokio::test]
+async fn a_long_list_is_found_whole() {
+    let cluster = Cluster::new().await;
+    let (registry, kind) = (&cluster.registry, cluster.kind("configmaps"));
+    let (options, many) = (by(), 1203);
+    let new = |i: usize| {
+        let last = if i + 1 == many { "yes" } else { "no" };
+        object(json!({"metadata": {"name": format!("c{i:05}"), "labels": {"last": last}}}))
+    };
+    let all = (0..many).map(|i| registry.create(&kind, "default", new(i), &options));
+    for result in futures_util::future::join_all(all).await {
+        result.unwrap();
+    }
+    let last = ListOptions::within("default").labels("last=yes");
+    for (options, expected) in [
+        (ListOptions::within("default"), many),
+        (last.clone(), 1),
+        (ListOptions { limit: 1, ..last.clone() }, 1),
+        (ListOptions { limit: 700, ..ListOptions::within("default") }, 700),
+        (ListOptions { limit: 5, ..ListOptions::within("default").labels("last=no") }, 5),
+    ] {
+        let (list, slow) =
+            (registry.list(&kind, &options).unwrap(), registry.list_slowly(&kind, &options).await.unwrap());
+        assert_eq!((list.items.len(), slow.items.len()), (expected, expected), "{options:?}");
+        assert_eq!((list.next.clone(), list.remaining), (slow.next, slow.remaining));
+        assert_eq!(list.next.is_some(), [5, 700].contains(&options.limit));
+    }
+}
+
+#[tokio::test]
 async fn selectors_choose() {
     let cluster = Cluster::new().await;
     let (registry, kind) = (&cluster.registry, cluster.kind("configmaps"));

@@ -252,6 +252,17 @@ fn metadata_of_custom_resources() {
 }
 
 #[test]
+fn depth_is_bounded() {
+    let nested = |levels| (0..levels).fold(json!(1), |inner, _| json!([inner]));
+    let revision = |levels| json!({"data": nested(levels)}).as_object().unwrap().clone();
+    let ty = fields::of("apps", "v1", "ControllerRevision").unwrap();
+    for (levels, fits) in [(MAX_DEPTH - 1, true), (MAX_DEPTH, false)] {
+        assert_eq!(conform(ty, &mut revision(levels)).is_ok(), fits);
+        assert_eq!(conform_metadata(&mut revision(levels)).is_ok(), fits);
+    }
+}
+
+#[test]
 fn texts_of_answers() {
     let cause = strict_text(&[r#"unknown field "a""#.into(), r#"duplicate field "b""#.into()]);
     assert_eq!(

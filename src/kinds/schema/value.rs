@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use serde_json::{Number, Value};
 
 use super::TypeError;
-use super::quantity::canonical;
 use crate::kinds::fields::{Field, Shape, Ty};
+use crate::kinds::quantity::Quantity;
 
 /// JSON type as Go's errors name it.
 pub(super) fn json_type(value: &Value) -> &'static str {
@@ -120,12 +120,11 @@ pub(super) fn int_or_string(value: &mut Value) -> Result<(), TypeError> {
 }
 
 pub(super) fn quantity(value: &mut Value) -> Result<(), TypeError> {
-    let text = match &mut *value {
-        Value::String(text) => std::mem::take(text),
-        other => other.to_string(),
+    let parsed = match &*value {
+        Value::String(text) => text.trim().parse(),
+        other => Quantity::from_json(other),
     };
-    let form = canonical(&text).map_err(|error| TypeError::Value(error.to_string()))?.into_owned();
-    *value = form.into();
+    *value = parsed.map_err(|error| TypeError::Value(error.to_string()))?.to_string().into();
     Ok(())
 }
 

@@ -80,7 +80,7 @@ fn container_rules() {
             "/spec/containers/0/resources",
             json!({"requests": {"memory": "1GB"}}),
             &[
-                "spec.containers[0].resources.requests[memory]: Invalid value: \"1GB\": unable to parse quantity's suffix",
+                "spec.containers[0].resources.requests[memory]: Invalid value: \"1GB\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
             ],
         ),
         (

@@ -1,0 +1,89 @@
+//! `umiak server`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::Failure;
+use crate::cidr::Cidr;
+use crate::config::ServerConfig;
+
+/// Options of `umiak server`. Each wins over the field of the same name in the configuration file.
+#[derive(Args, Debug, Default)]
+pub struct ServerArgs {
+    /// Configuration file (see configs/umiak.yaml)
+    #[arg(long, value_name = "F")]
+    pub config: Option<PathBuf>,
+    /// Directory that holds everything the daemon keeps [default: /var/lib/umiak]
+    #[arg(long, value_name = "D")]
+    pub data_dir: Option<PathBuf>,
+    /// Name of this node [default: the host's name]
+    #[arg(long, value_name = "N")]
+    pub node_name: Option<String>,
+    /// Port of the API [default: 6443]
+    #[arg(long, value_name = "PORT")]
+    pub https_port: Option<u16>,
+    /// Address the API listens on [default: 0.0.0.0]
+    #[arg(long, value_name = "A")]
+    pub bind_address: Option<IpAddr>,
+    /// Network of the pods [default: 10.42.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub cluster_cidr: Option<Cidr>,
+    /// Network of the Services [default: 10.43.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Option<Cidr>,
+    /// Another name or address for the API's certificate; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub tls_san: Vec<String>,
+    /// Name of the pods' bridge [default: umiak0]
+    #[arg(long, value_name = "IF")]
+    pub bridge: Option<String>,
+    /// What is logged: error, warn, info, debug, trace [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+impl ServerArgs {
+    fn config(self) -> Result<ServerConfig, crate::config::Error> {
+        let mut config = self.config.as_deref().map_or_else(|| Ok(ServerConfig::default()), ServerConfig::read)?;
+        fn set<T>(field: &mut T, flag: Option<T>) {
+            if let Some(value) = flag {
+                *field = value;
+            }
+        }
+        set(&mut config.data_dir, self.data_dir);
+        set(&mut config.node_name, self.node_name.map(Some));
+        set(&mut config.https_port, self.https_port);
+        set(&mut config.bind_address, self.bind_address);
+        set(&mut config.cluster_cidr, self.cluster_cidr);
+        set(&mut config.service_cidr, self.service_cidr);
+        set(&mut config.bridge, self.bridge);
+        set(&mut config.log, self.log);
+        config.tls_san.extend(self.tls_san);
+        config.validate()
+    }
+}
+
+/// Runs the server until SIGTERM or SIGINT.
+pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
+    crate::memory::limit_heaps();
+    let config = args.config()?;
+    let filter = EnvFilter::try_new(&config.log).map_err(|e| format!("log: {:?}: {e}", config.log))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Hashing, unpacking and mounts: two at a time are all that a board's cores and flash can serve.
+        .max_blocking_threads(4)
+        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .thread_stack_size(512 * 1024)
+        .build()?;
+    runtime.block_on(crate::server::run(config))?;
+    Ok(ExitCode::SUCCESS)
+}

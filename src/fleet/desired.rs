@@ -1,0 +1,253 @@
+//! What a node should have: its pods and the objects they use, everything when it asks, changes from then on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use super::Kinds;
+use crate::kinds::meta;
+use crate::kinds::status::Status;
+use crate::kinds::{Kind, Object};
+use crate::link::message::{Dependency, DesiredPod, Envelope, Reference, Sequence, ToNode, references};
+use crate::registry::{Event, EventType, ListOptions, Registry, Watch};
+use crate::store::Key;
+
+/// Between a failed look at the registry and the next.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// Why the tale ended.
+enum End {
+    /// The carrier is gone.
+    Gone,
+    /// The history was too short, or the registry failed: begin anew.
+    Lost(Status),
+    /// The node asks for everything.
+    Asked,
+}
+
+/// Tells the node all it should have, whenever `asked` changes, and every change after that. Ends with the carrier.
+pub(super) async fn keep(
+    registry: &Registry,
+    kinds: &Kinds,
+    node: &str,
+    mut asked: watch::Receiver<u64>,
+    to_node: mpsc::Sender<Envelope<ToNode>>,
+) {
+    if asked.wait_for(|n| *n > 0).await.is_err() {
+        return;
+    }
+    let mut teller = Teller { registry, kinds, node, to_node, sequence: Sequence::start(), told: BTreeMap::new() };
+    loop {
+        asked.mark_unchanged();
+        match teller.tell(&mut asked).await {
+            End::Gone => return,
+            End::Asked => {}
+            End::Lost(status) => {
+                if status.code != 410 {
+                    tracing::error!(node, %status, "cannot see what the node should have");
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+            }
+        }
+    }
+}
+
+/// What the node was told of one pod.
+struct Told {
+    key: Key,
+    substance: u64,
+    uses: BTreeSet<Reference>,
+}
+
+struct Teller<'a> {
+    registry: &'a Registry,
+    kinds: &'a Kinds,
+    node: &'a str,
+    to_node: mpsc::Sender<Envelope<ToNode>>,
+    sequence: Sequence,
+    told: BTreeMap<String, Told>,
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> Self {
+        End::Lost(status)
+    }
+}
+
+impl Teller<'_> {
+    async fn tell(&mut self, asked: &mut watch::Receiver<u64>) -> End {
+        match self.try_tell(asked).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn try_tell(&mut self, asked: &mut watch::Receiver<u64>) -> Result<std::convert::Infallible, End> {
+        // Watching begins before listing: a change may be told twice but none is missed.
+        let mut pods = self.registry.watch(&self.kinds.pods, None, None)?;
+        let mut used =
+            self.kinds.used.iter().map(|k| self.registry.watch(k, None, None)).collect::<Result<Vec<Watch>, _>>()?;
+        self.tell_all().await?;
+        loop {
+            tokio::select! {
+                changed = asked.changed() => return Err(if changed.is_ok() { End::Asked } else { End::Gone }),
+                () = self.to_node.closed() => return Err(End::Gone),
+                event = pods.next() => self.pod_changed(&event?).await?,
+                (kind, event) = first(&mut used) => self.object_changed(kind, &event?).await?,
+            }
+        }
+    }
+
+    async fn tell_all(&mut self) -> Result<(), End> {
+        self.told.clear();
+        let options = ListOptions::default().fields(&format!("spec.nodeName={}", self.node));
+        for raw in self.registry.list(&self.kinds.pods, &options)?.items {
+            let object = raw.object()?;
+            self.tell_pod(raw.key, object, true).await?;
+        }
+        let pods = self.told.keys().cloned().collect();
+        self.send(ToNode::Complete { pods }).await
+    }
+
+    async fn send(&mut self, message: ToNode) -> Result<(), End> {
+        let envelope = self.sequence.wrap(message);
+        self.to_node.send(envelope).await.map_err(|_| End::Gone)
+    }
+
+    async fn pod_changed(&mut self, event: &Event) -> Result<(), End> {
+        // Parsing every pod of a large cluster for every node would be quadratic.
+        let name = json!(self.node).to_string();
+        let bytes = event.object.json();
+        if !contains(&bytes, name.as_bytes()) {
+            return Ok(());
+        }
+        let pod = event.object.object()?;
+        if meta::str_at(&pod, "/spec/nodeName") != self.node {
+            return Ok(());
+        }
+        let uid = meta::uid(&pod).to_owned();
+        if event.kind == EventType::Deleted {
+            self.told.remove(&uid);
+            return self.send(ToNode::Remove { uid }).await;
+        }
+        // A name may come back as another pod; what was lost in between is the deletion of the first.
+        self.tell_pod(event.object.key.clone(), pod, false).await
+    }
+
+    async fn tell_pod(&mut self, key: Key, mut pod: Object, always: bool) -> Result<(), End> {
+        let uid = meta::uid(&pod).to_owned();
+        if let Some(metadata) = pod.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("managedFields");
+        }
+        let objects = self.dependencies(&pod)?;
+        let uses: BTreeSet<Reference> = objects.iter().map(|d| d.reference.clone()).collect();
+        let substance = substance(&pod);
+        let known = self.told.get(&uid).is_some_and(|t| t.substance == substance && t.uses == uses);
+        if known && !always {
+            return Ok(());
+        }
+        self.told.insert(uid, Told { key, substance, uses });
+        self.send(ToNode::Pod(DesiredPod { pod, objects })).await
+    }
+
+    /// What the pod refers to, as it is now; bound volumes included.
+    fn dependencies(&self, pod: &Object) -> Result<Vec<Dependency>, Status> {
+        let mut found = Vec::new();
+        let mut wanted = references(pod);
+        while let Some(reference) = wanted.pop() {
+            let object = self.look_up(&reference)?;
+            if reference.resource == "persistentvolumeclaims"
+                && let Some(claim) = &object
+            {
+                let volume = meta::str_at(claim, "/spec/volumeName").to_owned();
+                if !volume.is_empty() {
+                    let resource = "persistentvolumes".to_owned();
+                    wanted.push(Reference { resource, namespace: String::new(), name: volume });
+                }
+            }
+            found.push(Dependency { reference, object });
+        }
+        found.sort_by(|a, b| a.reference.cmp(&b.reference));
+        Ok(found)
+    }
+
+    fn look_up(&self, reference: &Reference) -> Result<Option<Object>, Status> {
+        let Some(kind) = self.kinds.used(&reference.resource) else { return Ok(None) };
+        match self.registry.get(kind, &reference.namespace, &reference.name) {
+            Ok(object) => Ok(Some(bare(object))),
+            Err(status) if status.code == 404 => Ok(None),
+            Err(status) => Err(status),
+        }
+    }
+
+    async fn object_changed(&mut self, kind: usize, event: &Event) -> Result<(), End> {
+        let Some(kind) = self.kinds.used.get(kind) else { return Ok(()) };
+        let reference = reference(kind, &event.object.key);
+        let users: Vec<Key> =
+            self.told.values().filter(|t| t.uses.contains(&reference)).map(|t| t.key.clone()).collect();
+        if users.is_empty() {
+            return Ok(());
+        }
+        if reference.resource == "persistentvolumeclaims" {
+            // It may be bound to a volume now: what the pod uses has changed.
+            for key in users {
+                match self.registry.get(&self.kinds.pods, &key.namespace, &key.name) {
+                    Ok(pod) => self.tell_pod(key, pod, true).await?,
+                    Err(status) if status.code == 404 => {}
+                    Err(status) => return Err(status.into()),
+                }
+            }
+            return Ok(());
+        }
+        let object = match event.kind {
+            EventType::Deleted => None,
+            _ => Some(bare(event.object.object()?)),
+        };
+        self.send(ToNode::Object(Dependency { reference, object })).await
+    }
+}
+
+/// The next change of any of several watches, with the watch's number.
+async fn first(watches: &mut [Watch]) -> (usize, Result<Event, Status>) {
+    let next = watches.iter_mut().enumerate().map(|(n, watch)| Box::pin(async move { (n, watch.next().await) }));
+    futures_util::future::select_all(next).await.0
+}
+
+fn reference(kind: &Kind, key: &Key) -> Reference {
+    Reference {
+        resource: kind.plural.clone().into_owned(),
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+    }
+}
+
+/// Without what only the server needs.
+fn bare(mut object: Object) -> Object {
+    object.remove("status");
+    let name = meta::name(&object).to_owned();
+    let namespace = meta::namespace(&object).to_owned();
+    object.insert("metadata".to_owned(), json!({"name": name, "namespace": namespace}));
+    object
+}
+
+/// A number for all of a pod the node acts on. Its status is the node's own, but for conditions of other owners.
+fn substance(pod: &Object) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let metadata = pod.get("metadata").and_then(Value::as_object).into_iter().flatten();
+    for (field, value) in metadata.filter(|(field, _)| *field != "resourceVersion" && *field != "managedFields") {
+        (field, value.to_string()).hash(&mut hasher);
+    }
+    pod.get("spec").map(Value::to_string).hash(&mut hasher);
+    let gates = meta::list_at(pod, "/spec/readinessGates");
+    for kind in gates.iter().filter_map(|g| g.get("conditionType")?.as_str()) {
+        meta::condition(pod, kind).and_then(|c| c.get("status")).map(Value::to_string).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|w| w == part)
+}

@@ -1,0 +1,125 @@
+//! What a node says of its pods, applied to their objects.
+
+use serde_json::Value;
+
+use super::{Kinds, MANAGER};
+use crate::events::{EventKind, EventRecorder, Reference};
+use crate::kinds::status::Status;
+use crate::kinds::{Object, Subresource, meta};
+use crate::link::message::{EventReport, PodName, PodReport};
+use crate::registry::{DeleteOptions, Preconditions, Registry, WriteOptions};
+
+/// Fields of a pod's status that a node owns: absent from its report means absent.
+const OWNED: [&str; 14] = [
+    "phase", "reason", "message", "hostIP", "hostIPs", "podIP", "podIPs", "startTime", "qosClass", "observedGeneration",
+    "containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses", "resources",
+];
+
+/// Whether the object is this very pod and lives on this node.
+fn is(pod: &Object, name: &PodName, node: &str) -> bool {
+    meta::uid(pod) == name.uid && meta::str_at(pod, "/spec/nodeName") == node
+}
+
+/// Not an error: the pod is gone or another one by now; the node learns that as a change of what it should have.
+fn unless_gone<T>(result: Result<T, Status>) -> Result<(), Status> {
+    match result {
+        Err(status) if matches!(status.code, 404 | 409) => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+/// Applies a status.
+pub(super) async fn status(registry: &Registry, kinds: &Kinds, node: &str, report: PodReport) -> Result<(), Status> {
+    let name = &report.pod;
+    let change = |pod: &mut Object| {
+        if !is(pod, name, node) {
+            return Err(Status::conflict("", "pods", &name.name, "it is another pod"));
+        }
+        merge(pod, &report.status);
+        Ok(())
+    };
+    let options = WriteOptions::by(MANAGER);
+    let status = Some(Subresource::Status);
+    unless_gone(registry.modify(&kinds.pods, &name.namespace, &name.name, status, &options, change).await)
+}
+
+fn merge(pod: &mut Object, report: &Value) {
+    let old = pod.get("status").and_then(Value::as_object).cloned().unwrap_or_default();
+    let ended = |s: &Value| matches!(s.as_str(), Some("Succeeded" | "Failed"));
+    let over = old.get("phase").is_some_and(ended);
+    let mut status = old.clone();
+    for field in OWNED {
+        match report.get(field) {
+            // A pod that has ended does not come back to life.
+            Some(phase) if field == "phase" && over && !ended(phase) => {}
+            Some(value) => drop(status.insert(field.to_owned(), value.clone())),
+            None if over && (field == "reason" || field == "message") => {}
+            None => drop(status.remove(field)),
+        }
+    }
+    let list = |v: Option<&Value>| v.and_then(Value::as_array).cloned().unwrap_or_default();
+    let reported = list(report.get("conditions"));
+    let mut conditions = list(old.get("conditions"));
+    conditions.retain(|c| reported.iter().all(|r| r["type"] != c["type"]));
+    conditions.extend(reported);
+    status.insert("conditions".to_owned(), Value::Array(conditions));
+    pod.insert("status".to_owned(), Value::Object(status));
+}
+
+/// Removes the object of a pod of which nothing is left, if it was to be deleted.
+pub(super) async fn gone(registry: &Registry, kinds: &Kinds, node: &str, name: PodName) -> Result<(), Status> {
+    match registry.get(&kinds.pods, &name.namespace, &name.name) {
+        Ok(pod) if is(&pod, &name, node) && meta::is_deleting(&pod) => {}
+        Ok(_) => return Ok(()),
+        Err(status) => return unless_gone::<()>(Err(status)),
+    }
+    let options = DeleteOptions {
+        preconditions: Preconditions { uid: Some(name.uid.clone()), revision: None },
+        user: format!("system:node:{node}"),
+        ..DeleteOptions::now()
+    };
+    unless_gone(registry.delete(&kinds.pods, &name.namespace, &name.name, &options).await)
+}
+
+/// Records an event as the node's kubelet.
+pub(super) fn event(events: &EventRecorder, node: &str, event: EventReport) {
+    let about = Reference {
+        api_version: "v1".to_owned(),
+        kind: "Pod".to_owned(),
+        namespace: event.pod.namespace,
+        name: event.pod.name,
+        uid: event.pod.uid,
+        field_path: event.field_path,
+    };
+    let kind = if event.warning { EventKind::Warning } else { EventKind::Normal };
+    events.of(MANAGER, node).record(&about, kind, &event.reason, event.message);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn statuses_merge() {
+        let mut pod = json!({"status": {
+            "phase": "Pending", "nominatedNodeName": "n", "message": "old",
+            "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}],
+        }})
+        .as_object()
+        .unwrap()
+        .clone();
+        let report = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        merge(&mut pod, &report);
+        let expected = json!({
+            "phase": "Running", "nominatedNodeName": "n",
+            "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}],
+        });
+        assert_eq!(pod["status"], expected);
+        merge(&mut pod, &json!({"phase": "Failed", "reason": "Evicted"}));
+        merge(&mut pod, &json!({"phase": "Running"}));
+        assert_eq!((&pod["status"]["phase"], &pod["status"]["reason"]), (&json!("Failed"), &json!("Evicted")));
+    }
+}

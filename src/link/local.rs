@@ -1,0 +1,16 @@
+//! The in-process carrier: three bounded channels.
+
+use tokio::sync::mpsc;
+
+use super::{NodeEnd, QUEUE, ServerEnd};
+
+/// Streams waiting to be taken by the node.
+const OPENING: usize = 16;
+
+/// Two connected ends.
+pub fn pair() -> (ServerEnd, NodeEnd) {
+    let (down_tx, down_rx) = mpsc::channel(QUEUE);
+    let (up_tx, up_rx) = mpsc::channel(QUEUE);
+    let (open_tx, open_rx) = mpsc::channel(OPENING);
+    (ServerEnd { rx: up_rx, tx: down_tx, streams: open_tx }, NodeEnd { rx: down_rx, tx: up_tx, streams: open_rx })
+}

@@ -1,0 +1,279 @@
+//! A server of its own for each test: the real binary in a network namespace, driven by the real kubectl.
+//!
+//! Everything a [`Cluster`] makes is removed when it is dropped, also by a failing test, and [`Cluster::finish`]
+//! checks that nothing is left.
+
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
+
+pub mod images;
+pub mod leaks;
+
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long anything awaited may take on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A network namespace with loopback up.
+pub struct Netns(pub String);
+
+impl Netns {
+    pub fn new() -> Self {
+        let name = format!("um-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        run(Command::new("ip").args(["netns", "add", &name]));
+        run(Command::new("ip").args(["-n", &name, "link", "set", "lo", "up"]));
+        Self(name)
+    }
+
+    /// A command that runs in this namespace and sees the machine's own cgroups, unlike `ip netns exec`.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.0)).arg("--").arg(program.as_ref());
+        command
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        Command::new("ip").args(["netns", "del", &self.0]).status().ok();
+    }
+}
+
+/// A data directory, a namespace, and the daemon when it runs.
+pub struct Cluster {
+    pub netns: Netns,
+    pub dir: TempDir,
+    daemon: Option<Child>,
+    starts: u32,
+    kubectl: PathBuf,
+}
+
+impl Cluster {
+    /// A server that answers, with the node Ready.
+    pub fn start() -> Self {
+        let mut cluster = Self::stopped();
+        cluster.start_daemon();
+        cluster
+    }
+
+    /// Everything but the daemon.
+    pub fn stopped() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests make containers: run them as root");
+        let dir = tempfile::Builder::new().prefix("umiak-test-").tempdir().unwrap();
+        let kubectl = kubectls().pop().expect("kubectl 1.27 or newer is needed: see README.md");
+        Self { netns: Netns::new(), dir, daemon: None, starts: 0, kubectl }
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub fn log(&self) -> String {
+        let log = |n| std::fs::read_to_string(self.dir.path().join(format!("umiak.{n}.log"))).unwrap_or_default();
+        (1..=self.starts).map(log).collect()
+    }
+
+    /// `umiak` in this cluster's namespace.
+    pub fn umiak(&self) -> Command {
+        self.netns.command(binary())
+    }
+
+    /// Imports an archive into the cluster's image store.
+    pub fn import(&self, archive: &Path) {
+        run(self.umiak().args(["image", "import", "--data-dir"]).arg(self.data_dir()).arg(archive));
+    }
+
+    /// Starts the daemon and waits until it says that it is ready.
+    pub fn start_daemon(&mut self) {
+        assert!(self.daemon.is_none());
+        self.starts += 1;
+        let notify = self.dir.path().join(format!("notify.{}", self.starts));
+        let ready = UnixDatagram::bind(&notify).unwrap();
+        ready.set_read_timeout(Some(PATIENCE)).unwrap();
+        let log = std::fs::File::create(self.dir.path().join(format!("umiak.{}.log", self.starts))).unwrap();
+        let child = self
+            .umiak()
+            .args(["server", "--node-name", "board", "--log", "info,umiak=debug", "--data-dir"])
+            .arg(self.data_dir())
+            .env("NOTIFY_SOCKET", &notify)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.daemon = Some(child);
+        let mut message = [0; 64];
+        let got = ready.recv(&mut message);
+        assert!(got.is_ok(), "the daemon did not become ready:\n{}", self.log());
+    }
+
+    pub fn daemon_pid(&self) -> i32 {
+        self.daemon.as_ref().unwrap().id() as i32
+    }
+
+    /// Ends the daemon with a signal, as systemd (SIGTERM) or a crash (SIGKILL) would. Pods go on.
+    pub fn stop_daemon(&mut self, signal: nix::sys::signal::Signal) {
+        if let Some(mut child) = self.daemon.take() {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), signal).ok();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Kills everything this cluster runs but keeps its files: what a power cut leaves.
+    pub fn power_cut(&mut self) {
+        self.stop_daemon(nix::sys::signal::Signal::SIGKILL);
+        leaks::kill_all(&self.data_dir());
+    }
+
+    /// kubectl as the administrator.
+    pub fn kubectl(&self) -> Command {
+        self.kubectl_of(&self.kubectl)
+    }
+
+    /// A certain kubectl as the administrator.
+    pub fn kubectl_of(&self, program: &Path) -> Command {
+        let mut command = self.netns.command(program);
+        command.env("KUBECONFIG", self.data_dir().join("admin.kubeconfig"));
+        command.env("HOME", self.dir.path());
+        command
+    }
+
+    /// Runs kubectl with words separated by spaces and gives its standard output; it must succeed.
+    pub fn k(&self, words: &str) -> String {
+        run(self.kubectl().args(words.split_whitespace()))
+    }
+
+    /// Runs kubectl, which must fail, and gives its standard error.
+    pub fn k_fails(&self, words: &str) -> String {
+        let output = self.kubectl().args(words.split_whitespace()).output().unwrap();
+        assert!(!output.status.success(), "kubectl {words} succeeded: {}", text(&output.stdout));
+        text(&output.stderr)
+    }
+
+    /// Applies a manifest from standard input.
+    pub fn apply(&self, manifest: &str) -> String {
+        run_with_input(self.kubectl().args(["apply", "-f", "-"]), manifest)
+    }
+
+    /// Waits until kubectl's output satisfies a test.
+    pub fn until(&self, words: &str, test: impl Fn(&str) -> bool) -> String {
+        let began = Instant::now();
+        loop {
+            let output = self.kubectl().args(words.split_whitespace()).output().unwrap();
+            let out = text(&output.stdout);
+            if output.status.success() && test(&out) {
+                return out;
+            }
+            if began.elapsed() > PATIENCE {
+                let err = text(&output.stderr);
+                panic!("kubectl {words}: not as awaited:\n{out}{err}\n--- daemon:\n{}", tail(&self.log(), 60));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// One value by JSONPath.
+    pub fn value(&self, what: &str, path: &str) -> String {
+        self.k(&format!("get {what} -o jsonpath={{{path}}}"))
+    }
+
+    /// Waits for pods (by name or `-l selector`) to be Ready.
+    pub fn wait_ready(&self, pods: &str) {
+        let output = self
+            .kubectl()
+            .args(["wait", "--for=condition=Ready", "--timeout=90s", "pod"])
+            .args(pods.split_whitespace())
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            let state = self.k("describe pods");
+            panic!("{}{state}\n--- daemon:\n{}", text(&output.stderr), tail(&self.log(), 60));
+        }
+    }
+
+    /// Removes everything and checks that nothing is left.
+    pub fn finish(mut self) {
+        self.clean();
+        leaks::assert_none(self.dir.path(), &self.netns.0);
+    }
+
+    fn clean(&mut self) {
+        self.stop_daemon(nix::sys::signal::Signal::SIGTERM);
+        if self.data_dir().exists() {
+            let done = self.umiak().args(["reset", "--yes", "--data-dir"]).arg(self.data_dir()).output().unwrap();
+            assert!(done.status.success() || std::thread::panicking(), "reset: {}", text(&done.stderr));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- daemon:\n{}", tail(&self.log(), 80));
+        }
+        self.clean();
+    }
+}
+
+/// The binary under test: `UMIAK_BIN`, or the one cargo built.
+pub fn binary() -> PathBuf {
+    std::env::var_os("UMIAK_BIN").map_or_else(|| env!("CARGO_BIN_EXE_umiak").into(), PathBuf::from)
+}
+
+/// Every kubectl of this machine from 1.27 on, oldest first: `kubectl` in PATH and `kubectl.1.NN` beside it.
+pub fn kubectls() -> Vec<PathBuf> {
+    let Some(path) = std::env::var_os("PATH") else { return Vec::new() };
+    let first = std::env::split_paths(&path).map(|d| d.join("kubectl")).find_map(|p| p.canonicalize().ok());
+    let Some(first) = first else { return Vec::new() };
+    let mut all: Vec<(u32, PathBuf)> = (27..=40)
+        .map(|minor| (minor, first.with_file_name(format!("kubectl.1.{minor}"))))
+        .filter(|(_, path)| path.exists())
+        .collect();
+    if all.is_empty() {
+        all.push((0, first));
+    }
+    all.sort();
+    all.into_iter().map(|(_, path)| path).collect()
+}
+
+/// Runs a command that must succeed; gives its standard output.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    checked(command, output)
+}
+
+/// Runs a command with standard input.
+pub fn run_with_input(command: &mut Command, input: &str) -> String {
+    use std::io::Write;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    checked(command, output)
+}
+
+fn checked(command: &Command, output: Output) -> String {
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
