@@ -38,7 +38,7 @@ fn with_cluster<F: Future<Output = ()>>(story: impl FnOnce(Cluster) -> F) {
             result = scheduler::run(&registry, &recorder, never()) => panic!("ended: {result:?}"),
             () = writer.run(&registry) => panic!("no more events"),
             () = kubelet(&registry) => panic!("the node is gone"),
-            result = tokio::time::timeout(Duration::from_secs(20), story(cluster)) => result.unwrap(),
+            result = tokio::time::timeout(Duration::from_secs(60), story(cluster)) => result.unwrap(),
         }
     });
 }
@@ -164,7 +164,7 @@ impl Cluster {
 
     /// Waits until something is so; says how it is otherwise.
     async fn until(&self, what: &str, test: impl Fn(&Self) -> bool) {
-        for _ in 0..2000 {
+        for _ in 0..10_000 {
             if test(self) {
                 return;
             }
