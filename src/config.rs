@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::cidr::Cidr;
+
 /// Where the daemon keeps its data when nothing else is said.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/umiak";
 
@@ -37,63 +39,6 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-}
-
-/// A network in CIDR notation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr {
-    /// First address.
-    pub address: Ipv4Addr,
-    /// Number of leading bits, 0 to 32.
-    pub prefix: u8,
-}
-
-impl Cidr {
-    /// Whether `address` lies in the network.
-    pub fn contains(&self, address: Ipv4Addr) -> bool {
-        address.to_bits() & self.mask() == self.address.to_bits()
-    }
-
-    /// The address `n` places after the first.
-    pub fn nth(&self, n: u32) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.address.to_bits().wrapping_add(n))
-    }
-
-    fn mask(&self) -> u32 {
-        u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0)
-    }
-}
-
-impl std::str::FromStr for Cidr {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a network such as 10.42.0.0/16");
-        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
-        let (address, prefix): (Ipv4Addr, u8) =
-            (address.parse().map_err(|_| wrong())?, prefix.parse().map_err(|_| wrong())?);
-        if prefix > 32 {
-            return Err(wrong());
-        }
-        let cidr = Cidr { address, prefix };
-        let first = Ipv4Addr::from_bits(address.to_bits() & cidr.mask());
-        if first != address {
-            return Err(format!("{text:?} has host bits set; the network is {first}/{prefix}"));
-        }
-        Ok(cidr)
-    }
-}
-
-impl std::fmt::Display for Cidr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
-
-impl<'de> Deserialize<'de> for Cidr {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
 }
 
 /// What `umiak server` runs with.
@@ -127,8 +72,8 @@ impl Default for ServerConfig {
             node_name: None,
             https_port: 6443,
             bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            cluster_cidr: Cidr { address: Ipv4Addr::new(10, 42, 0, 0), prefix: 16 },
-            service_cidr: Cidr { address: Ipv4Addr::new(10, 43, 0, 0), prefix: 16 },
+            cluster_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16),
+            service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16),
             tls_san: Vec::new(),
             bridge: "umiak0".into(),
             log: "info".into(),
@@ -159,14 +104,14 @@ impl ServerConfig {
     pub fn validate(mut self) -> Result<Self, Error> {
         let wrong = |field, reason| Error::Field { field, reason };
         let field = |field, reason| Err(Error::Field { field, reason });
-        if self.cluster_cidr.prefix > 24 {
+        if self.cluster_cidr.prefix() > 24 {
             return field("cluster-cidr", format!("{} is too small: each node takes a /24 of it", self.cluster_cidr));
         }
-        if self.service_cidr.prefix > 28 || self.service_cidr.prefix < 8 {
-            return field("service-cidr", format!("{} is not between /8 and /28", self.service_cidr));
+        if self.service_cidr.prefix() > 28 {
+            return field("service-cidr", format!("{} is smaller than a /28", self.service_cidr));
         }
         let (pods, services) = (self.cluster_cidr, self.service_cidr);
-        if pods.contains(services.address) || services.contains(pods.address) {
+        if pods.contains(services.network()) || services.contains(pods.network()) {
             return field("service-cidr", format!("{services} overlaps cluster-cidr {pods}"));
         }
         if self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains(['/', ' ']) {
@@ -179,7 +124,10 @@ impl ServerConfig {
                 .map_err(|e| wrong("node-name", format!("the host has no name: {e}")))?,
         };
         if !is_dns_subdomain(&name) {
-            return field("node-name", format!("{name:?} is not a DNS name of lower-case letters, digits, '-' and '.'"));
+            return field(
+                "node-name",
+                format!("{name:?} is not a DNS name of lower-case letters, digits, '-' and '.'"),
+            );
         }
         self.node_name = Some(name);
         self.data_dir = std::path::absolute(&self.data_dir)

@@ -19,5 +19,7 @@ pub mod network;
 pub mod store;
 pub mod kinds;
 
+pub mod cidr;
 pub mod config;
+pub mod memory;
 pub mod pki;

@@ -1,1 +1,471 @@
-//! Wiring of the server role: which parts start, in which order they stop.
+//! Wiring of the server role: which parts start, in which order they stop. No logic.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::api::{self, Api};
+use crate::cidr::Cidr;
+use crate::config::ServerConfig;
+use crate::fleet::{Fleet, Member};
+use crate::image::ImageStore;
+use crate::kinds::meta;
+use crate::kinds::status::Status;
+use crate::kinds::table::KindTable;
+use crate::link::stream::{Stream, StreamRequest};
+use crate::memory::Trimmer;
+use crate::network::{Network, NetworkConfig};
+use crate::node::{DnsConfig, NodeConfig};
+use crate::pki::{self, Ca, ServerTls};
+use crate::registry::Registry;
+use crate::runtime::{Runtime, RuntimeConfig};
+use crate::store::{self, Store};
+use crate::{controllers, events, link, node, scheduler};
+
+/// The administrator's kubeconfig, below the data directory.
+pub const ADMIN_KUBECONFIG: &str = "admin.kubeconfig";
+/// Held by the one daemon that may use a data directory.
+pub const LOCK: &str = "umiak.lock";
+
+/// The bridge's name and the range of its addresses, below the data directory.
+const NETWORK: &str = "server/network";
+/// Of the bridge and the pods' interfaces, bytes.
+const MTU: u32 = 1500;
+/// Events are kept for an hour, as by the Kubernetes API server.
+const EVENT_TTL: Duration = Duration::from_secs(3600);
+
+/// Why the server could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A node makes namespaces, mounts and cgroups.
+    #[error("umiak server needs root: it makes namespaces, mounts and cgroups")]
+    NotRoot,
+    /// The data directory cannot be used.
+    #[error("data directory {path}: {source}")]
+    DataDir {
+        /// The directory or the file below it.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// Another daemon runs on it.
+    #[error("data directory {0} is in use by another umiak")]
+    InUse(PathBuf),
+    /// The API's address is taken or not this host's.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// Address and port.
+        address: SocketAddr,
+        /// Cause.
+        source: io::Error,
+    },
+    /// Keys and certificates.
+    #[error(transparent)]
+    Pki(#[from] pki::Error),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The image store.
+    #[error(transparent)]
+    Image(#[from] crate::image::Error),
+    /// The container runtime.
+    #[error(transparent)]
+    Runtime(#[from] crate::runtime::Error),
+    /// The pod network.
+    #[error(transparent)]
+    Network(#[from] crate::network::Error),
+    /// The node half.
+    #[error(transparent)]
+    Node(#[from] node::Error),
+    /// First objects of the cluster.
+    #[error("make the cluster's first objects: {0}")]
+    Bootstrap(Status),
+    /// A signal handler could not be installed.
+    #[error("handle signals: {0}")]
+    Signals(io::Error),
+    /// A part that runs for as long as the daemon ended.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
+}
+
+/// The cgroup that all pods of a data directory live below: several daemons run side by side on one machine.
+pub fn cgroup_root(data_dir: &Path) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, data_dir.as_os_str().as_encoded_bytes());
+    let name: String = digest.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("/umiak-{name}")
+}
+
+/// Takes a data directory for this process; the lock ends with the value or the process.
+///
+/// # Errors
+/// [`Error::InUse`] while a daemon runs on it; [`Error::DataDir`] where it cannot be written.
+pub fn lock(data_dir: &Path) -> Result<Flock<fs::File>, Error> {
+    let path = data_dir.join(LOCK);
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(|source| Error::DataDir { path, source })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::InUse(data_dir.to_owned()))
+}
+
+/// Runs the server until SIGTERM or SIGINT. Pods go on when it returns.
+///
+/// # Errors
+/// Whatever keeps it from starting, named; nothing is left half-made that the next start would trip over.
+pub async fn run(config: ServerConfig) -> Result<(), Error> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    let data_dir = &config.data_dir;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
+    made.map_err(|source| Error::DataDir { path: data_dir.clone(), source })?;
+    let _lock = lock(data_dir)?;
+    raise_file_limit();
+    let address = SocketAddr::new(config.bind_address, config.https_port);
+    let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+    let (stop, stopped) = watch::channel(false);
+    let mut signals = Signals::new()?;
+
+    let store = Store::open(store_options(data_dir))?;
+    let registry = Registry::new(store.clone(), KindTable::builtin());
+    registry.bootstrap().await.map_err(Error::Bootstrap)?;
+    let ca = Arc::new(Ca::open(&data_dir.join("server/pki"))?);
+    let tls = server_tls(&config, ca.clone())?;
+    write_admin_kubeconfig(&config, &ca)?;
+    let mut parts = Parts::start(&config, &registry, &ca, stopped.clone()).await?;
+    let mut options = api::Options::new(tls.config()?, parts.streams());
+    let trimmer = Trimmer::default();
+    tokio::spawn(trimmer.clone().run());
+    options.arrived = Arc::new(move |address| {
+        tls.arrived_at(address);
+        trimmer.active();
+    });
+    let api = Api::new(registry, options);
+    let serving = tokio::spawn(api.serve(listener, until(stopped)));
+
+    let mut ready = std::pin::pin!(parts.ready());
+    let mut announced = false;
+    let ended = loop {
+        tokio::select! {
+            name = parts.ended() => break Err(Error::Ended(name)),
+            () = signals.next() => break Ok(()),
+            () = &mut ready, if !announced => {
+                announced = true;
+                notify("READY=1");
+            }
+        }
+    };
+    notify("STOPPING=1");
+    stop.send_replace(true);
+    serving.await.ok();
+    parts.join().await;
+    store.close().await?;
+    ended
+}
+
+/// Ends when the daemon is told to stop.
+async fn until(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is as good a reason to stop.
+    stopped.wait_for(|stop| *stop).await.ok();
+}
+
+/// Every watch is a connection, every log that is followed a file: the soft limit is for programs that use select(2).
+fn raise_file_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
+}
+
+/// Tells systemd (sd_notify(3)); nothing where it did not start this process.
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let told = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(state.as_bytes(), &path));
+    if let Err(error) = told {
+        tracing::warn!(%error, "notify the service manager");
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        let of = |kind| signal(kind).map_err(Error::Signals);
+        Ok(Self { terminate: of(SignalKind::terminate())?, interrupt: of(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn store_options(data_dir: &Path) -> store::Options {
+    let mut options = store::Options::new(data_dir.join("server/umiak.db"));
+    let events = store::Limits { ttl: Some(EVENT_TTL), ..store::Limits::default() };
+    options.volatile.insert("events".into(), events);
+    options
+}
+
+fn server_tls(config: &ServerConfig, ca: Arc<Ca>) -> Result<Arc<ServerTls>, Error> {
+    let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
+        .map(String::from)
+        .into_iter()
+        .chain(["kubernetes.default.svc.cluster.local".into()])
+        .chain(config.node_name.clone())
+        .collect();
+    let mut addresses: Vec<IpAddr> =
+        vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into(), config.service_cidr.host(1).into()];
+    if !config.bind_address.is_unspecified() {
+        addresses.push(config.bind_address);
+    }
+    for name in &config.tls_san {
+        match name.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) => names.push(name.clone()),
+        }
+    }
+    Ok(ServerTls::new(ca, names, addresses)?)
+}
+
+/// Written anew at every start: the port may have changed.
+fn write_admin_kubeconfig(config: &ServerConfig, ca: &Ca) -> Result<(), Error> {
+    let host = match config.bind_address {
+        address if address.is_unspecified() => IpAddr::from(Ipv4Addr::LOCALHOST),
+        address => address,
+    };
+    let server = format!("https://{}", SocketAddr::new(host, config.https_port));
+    let identity = ca.client("umiak-admin", &["system:masters"])?;
+    let text = pki::kubeconfig("umiak", &server, ca.certificate(), "umiak-admin", &identity);
+    Ok(pki::write_private(&config.data_dir.join(ADMIN_KUBECONFIG), text.as_bytes())?)
+}
+
+/// Everything that runs beside the API.
+struct Parts {
+    tasks: JoinSet<&'static str>,
+    fleet: Arc<Fleet>,
+    images: Arc<ImageStore>,
+    registry: Registry,
+    node: String,
+}
+
+impl Parts {
+    async fn start(
+        config: &ServerConfig,
+        registry: &Registry,
+        ca: &Ca,
+        stopped: watch::Receiver<bool>,
+    ) -> Result<Self, Error> {
+        let name = config.node_name.clone().unwrap_or_default();
+        let mut tasks = JoinSet::new();
+        let (events, writer) = events::recorder();
+        spawn(&mut tasks, "the event writer", registry, |registry| async move { writer.run(&registry).await });
+        let controllers = controllers::Config { ca: ca.certificate().to_owned() };
+        let (recorder, stop) = (events.clone(), stopped.clone());
+        spawn(&mut tasks, "the controllers", registry, |registry| async move {
+            log_end("controllers", controllers::run(&registry, &recorder, &controllers, until(stop)).await);
+        });
+        let recorder = events.clone();
+        spawn(&mut tasks, "the scheduler", registry, |registry| async move {
+            log_end("scheduler", scheduler::run(&registry, &recorder, until(stopped)).await);
+        });
+        let fleet = Fleet::new(registry.clone(), events).map_err(Error::Bootstrap)?;
+        let (server_end, node_end) = link::local::pair();
+        let member = Member { name: name.clone(), pod_cidr: node_cidr(config).to_string() };
+        let serving = fleet.clone();
+        tasks.spawn(async move {
+            serving.serve(member, server_end).await;
+            "the fleet"
+        });
+        let images = images(&config.data_dir).await?;
+        let runtime = Runtime::new(runtime_config(&config.data_dir)?)?;
+        let network = network_config(config);
+        record_network(&config.data_dir, &network)?;
+        let network = Arc::new(Network::open(network).await?);
+        let node = NodeConfig {
+            name: name.clone(),
+            data_dir: config.data_dir.join("node"),
+            images_dir: config.data_dir.join("images"),
+            addresses: vec![node_address(config, &network)],
+            labels: ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"]
+                .map(|label| (label.to_owned(), "true".to_owned()))
+                .into(),
+            dns: DnsConfig { servers: Vec::new(), domain: "cluster.local".into() },
+        };
+        let store = images.clone();
+        tasks.spawn(async move {
+            log_end("node", node::run(node, runtime, store, network, node_end).await);
+            "the node half"
+        });
+        Ok(Self { tasks, fleet, images, registry: registry.clone(), node: name })
+    }
+
+    fn streams(&self) -> Arc<dyn api::PodStreams> {
+        Arc::new(Streams(self.fleet.clone()))
+    }
+
+    /// Resolves to the name of the first part that ends.
+    async fn ended(&mut self) -> &'static str {
+        match self.tasks.join_next().await {
+            Some(Ok(name)) => name,
+            Some(Err(error)) => {
+                tracing::error!(%error, "a part broke off");
+                "a part"
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Resolves once the node has reported to this process and is Ready.
+    fn ready(&self) -> impl Future<Output = ()> + use<> {
+        let (registry, node) = (self.registry.clone(), self.node.clone());
+        async move {
+            if let Err(status) = node_ready(&registry, &node).await {
+                tracing::error!(%status, "wait for the node");
+            }
+        }
+    }
+
+    /// Ends every part. Pods go on.
+    async fn join(mut self) {
+        self.tasks.shutdown().await;
+        if let Err(error) = self.images.close() {
+            tracing::warn!(%error, "close the image store");
+        }
+    }
+}
+
+fn spawn<F: Future<Output = ()> + Send + 'static>(
+    tasks: &mut JoinSet<&'static str>,
+    name: &'static str,
+    registry: &Registry,
+    part: impl FnOnce(Registry) -> F,
+) {
+    let part = part(registry.clone());
+    tasks.spawn(async move {
+        part.await;
+        name
+    });
+}
+
+fn log_end<E: std::fmt::Display>(part: &str, result: Result<(), E>) {
+    if let Err(error) = result {
+        tracing::error!(%error, part, "stopped");
+    }
+}
+
+/// The lease is made, in memory only, when the node has registered with this process; the condition is the node's word.
+async fn node_ready(registry: &Registry, node: &str) -> Result<(), Status> {
+    let kind = |resource: &str| registry.kinds().by_resource(resource).ok_or_else(Status::no_such_path);
+    let (leases, nodes) = (kind("leases.coordination.k8s.io")?, kind("nodes")?);
+    let mut lease_changes = registry.watch(&leases, Some("kube-node-lease"), None)?;
+    let mut node_changes = registry.watch(&nodes, None, None)?;
+    loop {
+        let ready = registry.get(&leases, "kube-node-lease", node).is_ok()
+            && registry.get(&nodes, "", node).is_ok_and(|node| {
+                meta::condition(&node, "Ready").is_some_and(|c| c.get("status").is_some_and(|s| s == "True"))
+            });
+        if ready {
+            return Ok(());
+        }
+        tokio::select! {
+            event = lease_changes.next() => event.map(drop)?,
+            event = node_changes.next() => event.map(drop)?,
+        }
+    }
+}
+
+/// Opens streams through the fleet.
+struct Streams(Arc<Fleet>);
+
+impl api::PodStreams for Streams {
+    fn open<'a>(&'a self, node: &'a str, request: StreamRequest) -> api::BoxFuture<'a, Result<Stream, Status>> {
+        Box::pin(self.0.open(node, request))
+    }
+}
+
+/// Opens the image store, makes the demonstration image and takes up what the operator left to import.
+async fn images(data_dir: &Path) -> Result<Arc<ImageStore>, Error> {
+    let directory = data_dir.join("images");
+    let work = move || {
+        let store = ImageStore::open(&directory)?;
+        store.ensure_demo()?;
+        for (path, result) in store.import_directory(&directory.join("import")) {
+            match result {
+                Ok(names) => tracing::info!(archive = %path.display(), images = names.len(), "imported"),
+                Err(error) => tracing::error!(%error, "import at start"),
+            }
+        }
+        Ok(Arc::new(store))
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Ended("opening the image store"))?
+}
+
+fn runtime_config(data_dir: &Path) -> Result<RuntimeConfig, Error> {
+    let exe = std::env::current_exe().map_err(|source| Error::DataDir { path: "/proc/self/exe".into(), source })?;
+    Ok(RuntimeConfig { state_dir: data_dir.join("node/runtime"), cgroup_root: cgroup_root(data_dir), exe })
+}
+
+/// Each node takes a /24 of the cluster's range; this one the first.
+fn node_cidr(config: &ServerConfig) -> Cidr {
+    Cidr::new(config.cluster_cidr.network(), 24)
+}
+
+fn network_config(config: &ServerConfig) -> NetworkConfig {
+    let state_dir = config.data_dir.join("node/network");
+    NetworkConfig { bridge: config.bridge.clone(), pod_cidr: node_cidr(config), state_dir, mtu: MTU }
+}
+
+/// Notes which bridge is ours, so that a reset finds it without the configuration of the day.
+fn record_network(data_dir: &Path, config: &NetworkConfig) -> Result<(), Error> {
+    let text = format!("{} {}\n", config.bridge, config.pod_cidr);
+    Ok(pki::write_private(&data_dir.join(NETWORK), text.as_bytes())?)
+}
+
+fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {
+    let text = fs::read_to_string(data_dir.join(NETWORK)).ok()?;
+    let (bridge, cidr) = text.trim().split_once(' ')?;
+    let state_dir = data_dir.join("node/network");
+    Some(NetworkConfig { bridge: bridge.into(), pod_cidr: cidr.parse().ok()?, state_dir, mtu: MTU })
+}
+
+/// The address that packets to the outside would leave from, or the bridge's where there is no way out.
+fn node_address(config: &ServerConfig, network: &Network) -> IpAddr {
+    if !config.bind_address.is_unspecified() && !config.bind_address.is_loopback() {
+        return config.bind_address;
+    }
+    // Connecting a datagram socket sends nothing; the kernel only picks the route. 192.0.2.0/24 is never a real host.
+    let outward = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .and_then(|socket| socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).map(|()| socket))
+        .and_then(|socket| socket.local_addr());
+    outward.map_or_else(|_| network.gateway().into(), |address| address.ip())
+}
+
+/// Removes every container, mount, cgroup and interface of a data directory; its files are the caller's.
+///
+/// # Errors
+/// Whatever could not be removed, named.
+pub async fn reset(data_dir: &Path) -> Result<(), Error> {
+    let runtime = Runtime::new(runtime_config(data_dir)?)?;
+    node::reset(&data_dir.join("node"), &runtime).await?;
+    if let Some(config) = recorded_network(data_dir) {
+        Network::open(config).await?.destroy().await?;
+    }
+    Ok(())
+}

@@ -84,12 +84,15 @@ fn traces(cluster: &Cluster) -> Vec<(&'static str, usize)> {
         let is_pod = |e: &std::fs::DirEntry| e.file_name().to_string_lossy().starts_with("pod");
         std::fs::read_dir(root).map_or(0, |dir| dir.flatten().filter(is_pod).count())
     });
-    let veths = leaks::interfaces(&cluster.netns.0).iter().filter(|name| name.starts_with("um") && *name != "umiak0").count();
+    let veths =
+        leaks::interfaces(&cluster.netns.0).iter().filter(|name| name.starts_with("um") && *name != "umiak0").count();
     let daemon = cluster.daemon_pid();
     let shims = leaks::processes(cluster.dir.path())
         .into_iter()
         .filter(|pid| *pid != daemon)
-        .filter(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.windows(6).any(|w| w == b"\0shim\0")))
+        .filter(|pid| {
+            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.windows(6).any(|w| w == b"\0shim\0"))
+        })
         .count();
     vec![
         ("objects", cluster.k("get pods -o name").lines().count()),

@@ -55,7 +55,8 @@ fn without_root_it_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let copy = std::path::PathBuf::from(format!("/tmp/umiak-faults-{}", std::process::id()));
     fs::copy(common::binary(), &copy).unwrap();
-    let output = Command::new(&copy).uid(65534).gid(65534).args(["server", "--data-dir"]).arg(dir.path()).output().unwrap();
+    let output =
+        Command::new(&copy).uid(65534).gid(65534).args(["server", "--data-dir"]).arg(dir.path()).output().unwrap();
     fs::remove_file(&copy).unwrap();
     fails_with(&output, &["root"]);
 }

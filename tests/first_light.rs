@@ -151,10 +151,8 @@ impl Lesson<'_> {
         let output = shell.wait_with_output().unwrap();
         assert_eq!(text(&output.stdout), "got hello\n");
         assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
-        let line = format!(
-            "{} exec -it decla-pod -- sh -c 'test -t 0 && echo a terminal'",
-            self.kubectl.to_string_lossy()
-        );
+        let line =
+            format!("{} exec -it decla-pod -- sh -c 'test -t 0 && echo a terminal'", self.kubectl.to_string_lossy());
         let mut script = self.cluster.netns.command("script");
         script.args(["-qec", &line, "/dev/null"]).env("KUBECONFIG", self.cluster.data_dir().join("admin.kubeconfig"));
         assert!(run(&mut script).contains("a terminal"));
@@ -228,7 +226,8 @@ impl Lesson<'_> {
 
     /// `get -w` prints what changes.
     fn watching(&self) {
-        let mut watch = self.command().args(["get", "configmaps", "-w", "-o", "name"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut watch =
+            self.command().args(["get", "configmaps", "-w", "-o", "name"]).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
         assert_eq!(lines.next().unwrap().unwrap(), "configmap/kube-root-ca.crt");
         self.k("create configmap watched --from-literal=a=b");
@@ -270,10 +269,7 @@ fn refusals_name_the_field() {
     let cluster = Cluster::start();
     for (manifest, names) in [
         ("{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: []}}", "spec.containers: Required value"),
-        (
-            "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {contaners: []}}",
-            "unknown field \"spec.contaners\"",
-        ),
+        ("{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {contaners: []}}", "unknown field \"spec.contaners\""),
         ("{apiVersion: v1, kind: ConfigMap, metadata: {name: Big_}}", "metadata.name: Invalid value: \"Big_\""),
         (
             "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: c, image: x}], \

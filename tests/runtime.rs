@@ -94,7 +94,11 @@ impl Fixture {
         }
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let cgroups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
-            assert!(!cgroups.contains(&self.cgroup), "{:?}: {cgroups}", process.path());
+            assert!(
+                !cgroups.lines().any(|l| l.contains(&self.cgroup) && !l.ends_with(" (deleted)")),
+                "{:?}: {cgroups}",
+                process.path()
+            );
         }
     }
 }
@@ -646,9 +650,13 @@ async fn mounts_propagate_as_asked() {
     umount(&shared).unwrap();
     assert_eq!(String::from_utf8_lossy(&out.output), "/both/in:\nseen\n\n/none/in:\n\n/one/in:\nseen\n");
     assert!(made);
+    mount(Some(&shared), &shared, none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, &shared, none, MsFlags::MS_PRIVATE, none).unwrap();
     let mut config = fixture.container("refused", &["true"]);
     config.mounts = vec![at("/both", Propagation::Bidirectional)];
-    let error = sandbox.create_container(&config).await.unwrap_err().to_string();
+    let refused = sandbox.create_container(&config).await;
+    umount(&shared).unwrap();
+    let error = refused.unwrap_err().to_string();
     assert!(error.starts_with("mountPropagation: Bidirectional, but "), "{error}");
     sandbox.destroy().await.unwrap();
     fixture.is_clean();

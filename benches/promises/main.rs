@@ -172,14 +172,20 @@ fn idle_figures(cluster: &Cluster, window: Duration) {
     let pss = number(&format!("/proc/{pid}/smaps_rollup"), "Pss:") / 1e3;
     let seconds = window.as_secs_f64();
     row("server idle, PSS", "25 MB", format!("{pss:.1} MB"), "smaps_rollup at the end of the idle window, 10 pods");
-    row("bytes written while idle", "0", format!("{written:.0} in {seconds:.0} s"), "/proc/PID/io write_bytes, 10 pods");
+    row(
+        "bytes written while idle",
+        "0",
+        format!("{written:.0} in {seconds:.0} s"),
+        "/proc/PID/io write_bytes, 10 pods",
+    );
     row("CPU while idle", "0.1 %", format!("{:.3} %", spent / seconds * 100.0), "/proc/PID/stat over the window");
     cluster.k("delete pods -l bench=b --wait=true");
 }
 
 /// The same root file system and program by `crun run`, for comparison.
 fn container_start() {
-    let present = |tool| Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let present =
+        |tool| Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     if !present("crun") {
         row("crun run", "-", "not measured", "crun is not installed");
         return;

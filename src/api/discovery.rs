@@ -15,7 +15,8 @@ use crate::kinds::{Kind, Subresource};
 use super::reply::{Body, Style, accepts, typed};
 use super::reviews;
 
-const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+/// The verbs of every stored resource.
+pub(super) const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /// One served version of a group.
 struct GroupVersion {
@@ -53,7 +54,8 @@ pub(super) fn answer(
         (["apis"], Some(version)) => aggregate(all.iter().filter(|gv| !gv.group.is_empty()), version, headers),
         (["api"], None) => {
             let addresses = json!([{ "clientCIDR": "0.0.0.0/0", "serverAddress": "" }]);
-            let document = json!({ "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": addresses });
+            let document =
+                json!({ "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": addresses });
             style.value(200, &document)
         }
         (["apis"], None) => {
@@ -78,11 +80,12 @@ pub(super) fn answer(
 /// Everything served: the kind table and the reviews, in the order of the table.
 fn served(kinds: &KindTable) -> Vec<GroupVersion> {
     let mut all: Vec<GroupVersion> = Vec::new();
-    let mut add = |group: &str, version: &str, resources: Vec<Resource>| {
-        match all.iter_mut().find(|gv| gv.group == group && gv.version == version) {
-            Some(gv) => gv.resources.extend(resources),
-            None => all.push(GroupVersion { group: group.into(), version: version.into(), resources }),
-        }
+    let mut add = |group: &str, version: &str, resources: Vec<Resource>| match all
+        .iter_mut()
+        .find(|gv| gv.group == group && gv.version == version)
+    {
+        Some(gv) => gv.resources.extend(resources),
+        None => all.push(GroupVersion { group: group.into(), version: version.into(), resources }),
     };
     for kind in kinds.all() {
         add(&kind.group, &kind.version, of_kind(&kind));
@@ -275,7 +278,7 @@ fn aggregate<'a>(
 }
 
 /// A strong entity tag of a document.
-pub(super) fn tag(bytes: &[u8]) -> String {
+fn tag(bytes: &[u8]) -> String {
     let hash = digest(&SHA256, bytes);
     let hex: String = hash.as_ref().iter().take(16).map(|b| format!("{b:02X}")).collect();
     format!("\"{hex}\"")

@@ -31,7 +31,10 @@ impl Limits {
     pub(super) fn request(&self, mutating: bool) -> Result<Permit, Status> {
         let places = if mutating { &self.mutating } else { &self.readonly };
         places.clone().try_acquire_owned().map_err(|_| {
-            Status::too_many_requests("the server has received too many requests and has asked us to try again later", 1)
+            Status::too_many_requests(
+                "the server has received too many requests and has asked us to try again later",
+                1,
+            )
         })
     }
 }

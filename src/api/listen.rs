@@ -18,14 +18,16 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use super::Api;
 use super::identity::{self, User};
 use super::limits::Permit;
-use super::Api;
 
 /// Longest handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Longest wait for a request's header, an idle HTTP/1.1 connection included.
 const HEADER: Duration = Duration::from_secs(90);
+/// Longest life of a connection without a known user: it can learn the version and the health, no more.
+const ANONYMOUS: Duration = Duration::from_secs(60);
 /// How long requests may go on after the server was told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Wait after a failed accept (out of file descriptors).
@@ -86,6 +88,7 @@ impl Api {
             Err(_) => return tracing::debug!("TLS handshake timed out"),
         };
         let user = identity::of(tls.get_ref().1.peer_certificates()).map(Arc::new);
+        let anonymous = user.is_none();
         let service = service_fn(|request: Request<Incoming>| {
             let (api, user): (_, Option<Arc<User>>) = (self.clone(), user.clone());
             async move { Ok::<_, Infallible>(api.handle(user, request).await) }
@@ -106,6 +109,10 @@ impl Api {
             () = stopped(&mut stopping) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
+            }
+            () = sleep(ANONYMOUS), if anonymous => {
+                connection.as_mut().graceful_shutdown();
+                timeout(HANDSHAKE, connection).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = result {

@@ -17,10 +17,14 @@ mod reply;
 mod request;
 mod reviews;
 mod route;
+pub mod stream;
 mod subresource;
 mod table;
 mod verbs;
 mod watch;
+
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -73,7 +77,6 @@ pub struct Api {
     arrived: Arc<dyn Fn(IpAddr) + Send + Sync>,
     tls: Arc<ServerConfig>,
     limits: limits::Limits,
-    documents: openapi::Documents,
     stopping: tokio::sync::watch::Sender<bool>,
 }
 
@@ -86,7 +89,6 @@ impl Api {
             arrived: options.arrived,
             tls: options.tls,
             limits: limits::Limits::new(options.max_connections, options.max_mutating, options.max_readonly),
-            documents: openapi::Documents::default(),
             stopping: tokio::sync::watch::Sender::new(false),
         })
     }

@@ -1,24 +1,24 @@
-//! Streams of pods: logs, exec, attach, port-forward.
+//! Streams of pods: logs, exec, attach, port-forward. Finds the pod and its node; [`stream`](super::stream) does the
+//! rest.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use futures_util::stream;
-use http::Response;
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::{Frame as BodyFrame, Incoming};
-use tokio::time::timeout;
+use futures_util::{StreamExt, TryStreamExt};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response};
+use http_body_util::{BodyExt, BodyStream, StreamBody};
 
 use crate::kinds::status::Status;
 use crate::kinds::{Object, Subresource, meta};
-use crate::link::stream::{Channel, Frame, LogOptions, StreamRequest};
+use crate::link::stream::StreamRequest;
 
 use super::listen::stopped;
 use super::reply::{Body, typed};
 use super::request::Call;
-use super::route::Target;
-
-/// How long a log may stay silent before its headers are sent: an error in this time is a real HTTP error.
-const FIRST: Duration = Duration::from_secs(5);
+use super::route::{Target, Verb};
+use super::stream::{
+    Opener, Upgrade, command_options, forward_ports, log_body, log_options, port_forward, remote_command,
+};
 
 /// Whether a target is a stream of a pod.
 pub(super) fn is_stream(target: &Target) -> bool {
@@ -26,58 +26,96 @@ pub(super) fn is_stream(target: &Target) -> bool {
 }
 
 /// Opens the stream and answers.
-pub(super) async fn answer(call: Call, _body: Incoming) -> Result<Response<Body>, Status> {
+pub(super) async fn answer(call: Call, verb: Verb) -> Result<Response<Body>, Status> {
     let pod = call.api.registry.get(call.kind(), &call.target.ns, &call.target.name)?;
-    match call.target.sub_name() {
-        "log" => logs(&call, &pod).await,
-        _ => Err(Status::unavailable("streams are not available")),
+    match (call.target.sub_name(), verb) {
+        ("log", Verb::Get) => logs(&call, &pod).await,
+        ("exec", Verb::Get | Verb::Create) => command(call, &pod, false).await,
+        ("attach", Verb::Get | Verb::Create) => command(call, &pod, true).await,
+        ("portforward", Verb::Get | Verb::Create) => forward(call, &pod),
+        _ => Err(Status::method_not_allowed()),
     }
 }
 
 async fn logs(call: &Call, pod: &Object) -> Result<Response<Body>, Status> {
-    let container = container(pod, call.query.get("container"))?;
+    let (named, options) = log_options(call.query_text())?;
+    let container = container(pod, named.as_deref())?;
     let node = meta::str_at(pod, "/spec/nodeName");
     if node.is_empty() {
         return Ok(typed(200, "text/plain", Default::default()));
     }
-    let request = StreamRequest::Logs { pod: meta::uid(pod).to_owned(), container, options: log_options(call)? };
-    let mut stream = call.api.streams.open(node, request).await?;
-    let first = match timeout(FIRST, stream.rx.recv()).await {
-        Ok(Some(Frame { channel: Channel::Error, data })) => match failure(&data) {
-            Some(status) => return Err(status),
-            None => return Ok(typed(200, "text/plain", Default::default())),
-        },
-        Ok(Some(frame)) => Some(frame),
-        Ok(None) => return Ok(typed(200, "text/plain", Default::default())),
-        Err(_) => None,
+    let request = StreamRequest::Logs { pod: meta::uid(pod).to_owned(), container, options };
+    let body = log_body(call.api.streams.open(node, request).await?).await?;
+    let mut stopping = call.api.stopping.subscribe();
+    // Followed logs end with the server, as watches do.
+    let frames = TryStreamExt::map_err(BodyStream::new(body), Status::internal);
+    let frames = frames.take_until(async move { stopped(&mut stopping).await });
+    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    Ok(response)
+}
+
+/// Exec, or attach if nothing is to be run.
+async fn command(call: Call, pod: &Object, attach: bool) -> Result<Response<Body>, Status> {
+    let options = command_options(call.query_text())?;
+    let upgrade = Upgrade::remote_command(&call.head.method, &call.head.headers)?;
+    let container = container(pod, options.container.as_deref())?;
+    if !attach && options.command.is_empty() {
+        return Err(Status::bad_request("you must specify at least one command for the container"));
+    }
+    let (uid, streams) = (meta::uid(pod).to_owned(), options.streams);
+    let request = match attach {
+        true => StreamRequest::Attach { pod: uid, container, streams },
+        false => StreamRequest::Exec { pod: uid, container, command: options.command, streams },
     };
-    let stopping = call.api.stopping.subscribe();
-    let frames = stream::unfold((stream, first), move |(mut stream, first)| {
-        let mut stopping = stopping.clone();
-        async move {
-            let frame = match first {
-                Some(frame) => Some(frame),
-                None => tokio::select! {
-                    frame = stream.rx.recv() => frame,
-                    () = stopped(&mut stopping) => None,
-                },
-            };
-            let data = frame.filter(|f| f.channel != Channel::Error && !f.data.is_empty())?.data;
-            Some((Ok::<_, Status>(BodyFrame::data(data)), (stream, None)))
-        }
+    let stream = call.api.streams.open(node(pod)?, request).await?;
+    Ok(remote_command(upgrade, &mut call.upgradable(), streams, stream).map(empty))
+}
+
+fn forward(call: Call, pod: &Object) -> Result<Response<Body>, Status> {
+    let ports = forward_ports(call.query_text())?;
+    let upgrade = Upgrade::port_forward(&call.head.method, &call.head.headers, &ports)?;
+    let (node, uid) = (node(pod)?.to_owned(), meta::uid(pod).to_owned());
+    let streams = call.api.streams.clone();
+    let open: Opener = Arc::new(move |port| {
+        let (streams, node) = (streams.clone(), node.clone());
+        let request = StreamRequest::PortForward { pod: uid.clone(), port };
+        Box::pin(async move { streams.open(&node, request).await })
     });
-    let body: Body = StreamBody::new(frames).boxed_unsync();
-    Ok(typed(200, "text/plain", Default::default()).map(|_| body))
+    Ok(port_forward(upgrade, &mut call.upgradable(), ports, open).map(empty))
+}
+
+impl Call {
+    fn query_text(&self) -> &str {
+        self.head.uri.query().unwrap_or_default()
+    }
+
+    /// The request as the upgrade of its connection wants it.
+    fn upgradable(self) -> Request<()> {
+        Request::from_parts(self.head, ())
+    }
+}
+
+fn empty(_: ()) -> Body {
+    super::reply::full(Default::default())
+}
+
+/// The node a pod is on.
+fn node(pod: &Object) -> Result<&str, Status> {
+    match meta::str_at(pod, "/spec/nodeName") {
+        "" => Err(Status::bad_request(format!("pod {} does not have a host assigned", meta::name(pod)))),
+        node => Ok(node),
+    }
 }
 
 /// The container meant: the one named, the only one, or the annotated default.
-fn container(pod: &Object, named: &str) -> Result<String, Status> {
+fn container(pod: &Object, named: Option<&str>) -> Result<String, Status> {
     let names = |path: &str| -> Vec<String> {
         meta::list_at(pod, path).iter().filter_map(|c| c["name"].as_str()).map(str::to_owned).collect()
     };
     let (main, name) = (names("/spec/containers"), meta::name(pod));
     let others = [names("/spec/initContainers"), names("/spec/ephemeralContainers")].concat();
-    if !named.is_empty() {
+    if let Some(named) = named {
         return match main.iter().chain(&others).any(|c| c == named) {
             true => Ok(named.to_owned()),
             false => Err(Status::bad_request(format!("container {named} is not valid for pod {name}"))),
@@ -93,45 +131,6 @@ fn container(pod: &Object, named: &str) -> Result<String, Status> {
     }
     let choice = main.join(" ");
     Err(Status::bad_request(format!("a container name must be specified for pod {name}, choose one of: [{choice}]")))
-}
-
-fn log_options(call: &Call) -> Result<LogOptions, Status> {
-    let query = &call.query;
-    let text = |key: &str| Some(query.get(key).to_owned()).filter(|s| !s.is_empty());
-    let options = LogOptions {
-        follow: query.flag("follow"),
-        previous: query.flag("previous"),
-        timestamps: query.flag("timestamps"),
-        since_seconds: query.number("sinceSeconds")?,
-        since_time: text("sinceTime"),
-        tail_lines: query.number("tailLines")?,
-        limit_bytes: query.number("limitBytes")?,
-    };
-    if options.since_seconds.is_some() && options.since_time.is_some() {
-        return Err(Status::bad_request("at most one of `sinceTime` or `sinceSeconds` may be specified"));
-    }
-    if let Some(stream) = text("stream").filter(|s| s != "All") {
-        return Err(Status::bad_request(format!("stream {stream:?} is not supported: logs keep both streams together")));
-    }
-    Ok(options)
-}
-
-/// The error in the `Status` at the end of a stream; `None` for success.
-fn failure(data: &[u8]) -> Option<Status> {
-    let value: serde_json::Value = serde_json::from_slice(data).ok()?;
-    if value["status"] == "Success" {
-        return None;
-    }
-    let code = value["code"].as_u64().and_then(|c| u16::try_from(c).ok()).unwrap_or(500);
-    let message = value["message"].as_str().unwrap_or("the stream ended").to_owned();
-    let reason = match code {
-        400 => "BadRequest",
-        404 => "NotFound",
-        503 => "ServiceUnavailable",
-        504 => "Timeout",
-        _ => "InternalError",
-    };
-    Some(Status { details: value["details"].clone(), ..Status::new(code, reason, message) })
 }
 
 #[cfg(test)]
@@ -150,21 +149,19 @@ mod tests {
         let mut annotated = two.clone();
         annotated["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/default-container": "b"});
         for (pod, named, expected) in [
-            (&one, "", Some("a")),
-            (&two, "", None),
-            (&two, "i", Some("i")),
-            (&two, "x", None),
-            (&annotated, "", Some("b")),
+            (&one, None, Some("a")),
+            (&two, None, None),
+            (&two, Some("i"), Some("i")),
+            (&two, Some("x"), None),
+            (&annotated, None, Some("b")),
         ] {
-            assert_eq!(container(pod.as_object().unwrap(), named).ok().as_deref(), expected, "{named}");
+            assert_eq!(container(pod.as_object().unwrap(), named).ok().as_deref(), expected, "{named:?}");
         }
     }
 
     #[test]
-    fn a_stream_ends_with_a_status() {
-        assert_eq!(failure(br#"{"status":"Success"}"#), None);
-        let gone = failure(br#"{"status":"Failure","code":404,"message":"no container"}"#).unwrap();
-        assert_eq!((gone.code, gone.message.as_str()), (404, "no container"));
-        assert_eq!(failure(b"garbage"), None);
+    fn a_pod_without_a_node_has_no_streams() {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {}});
+        assert_eq!(node(pod.as_object().unwrap()).unwrap_err().message, "pod p does not have a host assigned");
     }
 }

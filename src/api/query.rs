@@ -41,7 +41,9 @@ impl Query {
         match self.get(name) {
             "" => Ok(None),
             text => text.parse().map(Some).map_err(|_| {
-                Status::bad_request(format!("invalid value {text:?} for the query parameter {name}: not a valid number"))
+                Status::bad_request(format!(
+                    "invalid value {text:?} for the query parameter {name}: not a valid number"
+                ))
             }),
         }
     }
@@ -74,7 +76,8 @@ mod tests {
 
     #[test]
     fn queries_are_decoded() {
-        let query = Query::parse("&limit=500&labelSelector=app%3Dweb%2Ctier%20in+(a)&watch&pretty=false&c=1&c=2&bad=%zz");
+        let query =
+            Query::parse("&limit=500&labelSelector=app%3Dweb%2Ctier%20in+(a)&watch&pretty=false&c=1&c=2&bad=%zz");
         assert_eq!(query.get("labelSelector"), "app=web,tier in (a)");
         assert_eq!(query.number::<usize>("limit").unwrap(), Some(500));
         assert_eq!(query.number::<usize>("none").unwrap(), None);

@@ -47,7 +47,8 @@ impl Style {
     /// Reads the headers and the query; 406 if nothing acceptable can be written.
     pub(super) fn of(headers: &HeaderMap, query: &Query) -> Result<Self, Status> {
         let form = accept::form(text(headers, ACCEPT.as_str()))?;
-        let include = if form == Form::Table { Include::parse(query.get("includeObject"))? } else { Include::default() };
+        let include =
+            if form == Form::Table { Include::parse(query.get("includeObject"))? } else { Include::default() };
         Ok(Self { form, include, pretty: pretty(headers, query), gzip: understands_gzip(headers) })
     }
 
@@ -89,7 +90,8 @@ impl Style {
     /// A list of stored objects.
     pub(super) fn list(&self, kind: std::sync::Arc<Kind>, list: List) -> Result<Response<Body>, Status> {
         if self.form == Form::Yaml || (self.form == Form::Json && self.pretty) {
-            let items: Vec<Value> = list.items.iter().map(|r| r.object().map(Value::Object)).collect::<Result<_, _>>()?;
+            let items: Vec<Value> =
+                list.items.iter().map(|r| r.object().map(Value::Object)).collect::<Result<_, _>>()?;
             let document = json!({
                 "kind": format!("{}List", kind.kind), "apiVersion": kind.api_version(),
                 "metadata": list_metadata(&list), "items": items,

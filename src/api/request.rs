@@ -17,7 +17,7 @@ use super::identity::{self, Attributes, User};
 use super::query::Query;
 use super::reply::{self, Body, Style};
 use super::route::{self, Target, Verb};
-use super::{Api, discovery, health, reviews};
+use super::{Api, discovery, health, openapi, reviews};
 
 /// Longest time until an answer begins. Watches and streams begin at once and are not bounded by it.
 const REQUEST: Duration = Duration::from_secs(60);
@@ -56,7 +56,7 @@ impl Api {
             return Ok(response);
         }
         let user = user.ok_or_else(Status::unauthorized)?;
-        let Some(parts) = route::split(head.uri.path()) else { return self.document(&user, &head, &query) };
+        let Some(parts) = route::split(head.uri.path()) else { return self.document(&user, &head, &query).await };
         if let Some(review) = reviews::find(&parts.group, &parts.version, &parts.plural) {
             return reviews::answer(&review, &user, &head, &query, &parts.ns, body).await;
         }
@@ -74,7 +74,7 @@ impl Api {
     }
 
     /// What is served beside resources: discovery, OpenAPI.
-    fn document(&self, user: &User, head: &Head, query: &Query) -> Result<Response<Body>, Status> {
+    async fn document(&self, user: &User, head: &Head, query: &Query) -> Result<Response<Body>, Status> {
         let path = head.uri.path();
         identity::authorize(user, &Attributes { verb: "get", path, ..Attributes::default() })?;
         if head.method != Method::GET && head.method != Method::HEAD {
@@ -82,7 +82,7 @@ impl Api {
         }
         let accept = head.headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
         if path.starts_with("/openapi/") {
-            return self.documents.answer(self.registry.kinds(), path, query, head);
+            return openapi::answer(self.registry.kinds(), query, head).await;
         }
         let mut style = Style::plain(&head.headers);
         style.pretty = Style::of(&head.headers, query).is_ok_and(|style| style.pretty);

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use crate::kinds::status::Status;
 use crate::kinds::{Object, meta};
 
+use super::body;
 use super::identity::{self, Attributes, User};
 use super::query::Query;
 use super::reply::{Body, Style};
-use super::body;
 
 /// A kind that is only a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +31,11 @@ const AUTHENTICATION: &str = "authentication.k8s.io";
 const AUTHORIZATION: &str = "authorization.k8s.io";
 
 /// All of them.
-pub(super) const ALL: [Review; 5] = [
+pub(super) const ALL: [Review; 6] = [
     review(AUTHENTICATION, "v1", "selfsubjectreviews", "SelfSubjectReview"),
-    Review {
-        namespaced: true,
-        ..review(AUTHORIZATION, "v1", "localsubjectaccessreviews", "LocalSubjectAccessReview")
-    },
+    // kubectl 1.27 and 1.28 know no newer one.
+    review(AUTHENTICATION, "v1beta1", "selfsubjectreviews", "SelfSubjectReview"),
+    Review { namespaced: true, ..review(AUTHORIZATION, "v1", "localsubjectaccessreviews", "LocalSubjectAccessReview") },
     review(AUTHORIZATION, "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview"),
     review(AUTHORIZATION, "v1", "selfsubjectrulesreviews", "SelfSubjectRulesReview"),
     review(AUTHORIZATION, "v1", "subjectaccessreviews", "SubjectAccessReview"),
@@ -70,7 +69,11 @@ pub(super) async fn answer(
     let others = matches!(review.kind, "SubjectAccessReview" | "LocalSubjectAccessReview");
     if others {
         let wanted = Attributes {
-            verb: "create", group: review.group, resource: review.plural, namespace: ns, ..Attributes::default()
+            verb: "create",
+            group: review.group,
+            resource: review.plural,
+            namespace: ns,
+            ..Attributes::default()
         };
         identity::authorize(user, &wanted)?;
     }

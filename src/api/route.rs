@@ -102,7 +102,15 @@ pub(super) fn split(path: &str) -> Option<Parts> {
         all => (String::new(), all),
     };
     let at = |i: usize| rest.get(i).cloned().unwrap_or_default();
-    let parts = Parts { group, version, plural: at(0), ns, name: at(1), sub: at(2), rest: rest.get(3..).unwrap_or_default().join("/") };
+    let parts = Parts {
+        group,
+        version,
+        plural: at(0),
+        ns,
+        name: at(1),
+        sub: at(2),
+        rest: rest.get(3..).unwrap_or_default().join("/"),
+    };
     (!parts.plural.is_empty()).then_some(parts)
 }
 

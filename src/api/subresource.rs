@@ -63,13 +63,17 @@ async fn evict(call: &Call, eviction: &Object, options: &WriteOptions) -> Result
     let listed = wanted.get("dryRun").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     let dry_run = options.dry_run || listed.into_iter().any(|v| v == "All");
     // Finished pods and pods on their way out count for no budget.
-    let counts = !meta::is_deleting(&pod) && !["Succeeded", "Failed", "Pending"].contains(&meta::str_at(&pod, "/status/phase"));
+    let counts =
+        !meta::is_deleting(&pod) && !["Succeeded", "Failed", "Pending"].contains(&meta::str_at(&pod, "/status/phase"));
     if counts {
         take_from_budget(call, &pod, &WriteOptions { dry_run, ..options.clone() }).await?;
     }
     let options = DeleteOptions {
         grace: meta::int_at(wanted, "/gracePeriodSeconds"),
-        preconditions: Preconditions { uid: text("/preconditions/uid"), revision: text("/preconditions/resourceVersion") },
+        preconditions: Preconditions {
+            uid: text("/preconditions/uid"),
+            revision: text("/preconditions/resourceVersion"),
+        },
         dry_run,
         user: call.user.name.clone(),
         ..DeleteOptions::default()
@@ -85,7 +89,8 @@ async fn take_from_budget(call: &Call, pod: &Object, options: &WriteOptions) -> 
     let mut budgets = Vec::new();
     for raw in registry.list(&kind, &ListOptions::within(&call.target.ns))?.items {
         let budget = raw.object()?;
-        let selects = meta::object_at(&budget, "/spec/selector").is_some_and(|s| LabelSelector::from_object(s).matches(pod));
+        let selects =
+            meta::object_at(&budget, "/spec/selector").is_some_and(|s| LabelSelector::from_object(s).matches(pod));
         if selects {
             budgets.push(budget);
         }
@@ -94,7 +99,8 @@ async fn take_from_budget(call: &Call, pod: &Object, options: &WriteOptions) -> 
         [] => return Ok(()),
         [budget] => budget,
         _ => {
-            let why = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+            let why =
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
             return Err(Status::internal(why));
         }
     };

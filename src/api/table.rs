@@ -35,17 +35,16 @@ impl Include {
 
 /// The column definitions of a kind.
 pub(super) fn columns(kind: &Kind) -> Value {
-    let column = |name: &str, ty: &str, format: &str, priority: u8| {
-        json!({ "name": name, "type": ty, "format": format, "description": name, "priority": priority })
-    };
+    let column = |name: &str, ty: &str, format: &str, priority: u8| json!({ "name": name, "type": ty, "format": format, "description": name, "priority": priority });
     let rest = kind.hooks.columns().iter().map(|c| column(c.name, c.kind, c.format, c.priority));
-    std::iter::once(column("Name", "string", "name", 0)).chain(rest).collect()
+    let name = kind.leads_with_name().then(|| column("Name", "string", "name", 0));
+    name.into_iter().chain(rest).collect()
 }
 
 /// Appends one row.
 pub(super) fn row(kind: &Kind, raw: &Raw, include: Include, now: Timestamp, out: &mut Vec<u8>) -> Result<(), Status> {
     let object = raw.object()?;
-    let mut cells = vec![Value::from(meta::name(&object))];
+    let mut cells: Vec<Value> = kind.leads_with_name().then(|| meta::name(&object).into()).into_iter().collect();
     cells.extend(kind.hooks.cells(&object, now));
     out.extend_from_slice(br#"{"cells":"#);
     out.extend_from_slice(Value::from(cells).to_string().as_bytes());

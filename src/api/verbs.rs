@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::status::{FieldError, Status};
 use crate::kinds::{Kind, Object, Subresource, meta, scale};
-use crate::registry::{Deleted, DeleteOptions, ListOptions, Patch, PatchType, Propagation, WriteOptions};
+use crate::registry::{DeleteOptions, Deleted, ListOptions, Patch, PatchType, Propagation, WriteOptions};
 
 use super::body;
 use super::reply::{self, Body};
@@ -23,12 +23,12 @@ impl Call {
     /// Does what is asked and answers.
     pub(super) async fn run(self, verb: Verb, body: Incoming) -> Result<Response<Body>, Status> {
         if pods::is_stream(&self.target) {
-            return pods::answer(self, body).await;
+            return pods::answer(self, verb).await;
         }
         match verb {
             Verb::Get => self.get(),
-            Verb::List => self.list(),
-            Verb::Watch => watch::answer(&self),
+            Verb::List => self.list().await,
+            Verb::Watch => watch::answer(&self).await,
             Verb::Create => self.create(body).await,
             Verb::Update => self.update(body).await,
             Verb::Patch => self.patch(body).await,
@@ -50,8 +50,8 @@ impl Call {
         }
     }
 
-    fn list(&self) -> Result<Response<Body>, Status> {
-        let list = self.api.registry.list(self.kind(), &self.list_options()?)?;
+    async fn list(&self) -> Result<Response<Body>, Status> {
+        let list = self.api.registry.list_slowly(self.kind(), &self.list_options()?).await?;
         self.style.list(self.target.kind.clone(), list)
     }
 

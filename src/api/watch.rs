@@ -50,14 +50,14 @@ enum Start {
 
 /// The answer to a watch request. What is wrong from the start is an error; a revision that is gone is the first event,
 /// as clients expect it.
-pub(super) fn answer(call: &Call) -> Result<Response<Body>, Status> {
+pub(super) async fn answer(call: &Call) -> Result<Response<Body>, Status> {
     let (registry, kind, query) = (&call.api.registry, call.target.kind.clone(), &call.query);
     let bookmarks = query.flag("allowWatchBookmarks");
     let start = start(query, registry.revision())?;
     let options = ListOptions { limit: 0, next: String::new(), exact: None, ..call.list_options()? };
     let filter = Filter::new(&kind, &options.labels, &options.fields)?;
     let namespace = options.namespace.clone();
-    let opened = open(registry, &kind, start, &options, namespace.as_deref());
+    let opened = open(registry, &kind, start, &options, namespace.as_deref()).await;
     let (initial, watch) = match opened {
         Ok(opened) => opened,
         Err(status) if status.code == 410 => return Ok(typed(200, "application/json", error_event(&status).into())),
@@ -88,7 +88,7 @@ pub(super) fn answer(call: &Call) -> Result<Response<Body>, Status> {
 }
 
 /// The objects to begin with and the changes after them.
-fn open(
+async fn open(
     registry: &Registry,
     kind: &Arc<Kind>,
     start: Start,
@@ -97,7 +97,7 @@ fn open(
 ) -> Result<(VecDeque<Raw>, Watch), Status> {
     match start {
         Start::State | Start::StateAndMark => {
-            let list = registry.list(kind, options)?;
+            let list = registry.list_slowly(kind, options).await?;
             let watch = registry.watch(kind, ns, Some(list.revision))?;
             Ok((list.items.into(), watch))
         }
@@ -166,7 +166,7 @@ struct State {
 
 /// What a watch waits for.
 enum Woken {
-    Event(Result<Event, Status>),
+    Event(Result<Box<Event>, Status>),
     Changed,
     Time,
     Stopping,
@@ -185,7 +185,7 @@ impl State {
         while out.is_empty() {
             match self.wait().await {
                 Woken::Event(event) => {
-                    if let Err(status) = event.and_then(|event| self.events(event, &mut out)) {
+                    if let Err(status) = event.and_then(|event| self.events(*event, &mut out)) {
                         return Some(self.end(out, &status));
                     }
                 }
@@ -215,7 +215,7 @@ impl State {
         };
         tokio::select! {
             biased;
-            event = self.watch.next() => Woken::Event(event),
+            event = self.watch.next() => Woken::Event(event.map(Box::new)),
             () = self.sleep.as_mut() => Woken::Time,
             () = changed => Woken::Changed,
             () = stopped(&mut self.stopping) => Woken::Stopping,

@@ -3,17 +3,21 @@
 use std::process::ExitCode;
 
 use super::{DataDir, Failure};
+use crate::runtime::host::{Verdict, probe};
 
-/// Prints one line a finding; fails if a pod could not run here.
+/// Prints one line a fact, and one more for what to do about it; fails if no pod could run here.
 pub fn run(args: &DataDir) -> Result<ExitCode, Failure> {
-    let findings = crate::runtime::host::check(&args.data_dir);
-    let mut able = true;
-    for finding in &findings {
-        println!("{} {:<22} {}", if finding.ok { "ok  " } else { "MISS" }, finding.name, finding.detail);
-        if !finding.ok {
-            able &= !finding.required;
-            println!("     {:<22} mend it: {}", "", finding.remedy);
+    let facts = probe(&args.data_dir);
+    for fact in &facts {
+        let verdict = match fact.verdict {
+            Verdict::Good => "ok",
+            Verdict::Limited => "limited",
+            Verdict::Bad => "MISSING",
+        };
+        println!("{verdict:<8} {:<18} {}", fact.name, fact.detail);
+        if !fact.remedy.is_empty() {
+            println!("{:<27} mend it: {}", "", fact.remedy);
         }
     }
-    Ok(if able { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if facts.iter().any(|fact| fact.verdict == Verdict::Bad) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

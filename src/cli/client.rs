@@ -94,7 +94,12 @@ impl Client {
     }
 
     /// Watches until `done` says so of an event's object, for at most `timeout`.
-    pub fn watch_until(&self, path: &str, timeout: Duration, mut done: impl FnMut(&Value) -> bool) -> Result<(), Failure> {
+    pub fn watch_until(
+        &self,
+        path: &str,
+        timeout: Duration,
+        mut done: impl FnMut(&Value) -> bool,
+    ) -> Result<(), Failure> {
         let url = format!("{}{path}?watch=true&timeoutSeconds={}", self.server, timeout.as_secs());
         let response = self.agent.get(url).call()?;
         for line in BufReader::new(response.into_body().into_reader()).lines() {

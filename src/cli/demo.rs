@@ -19,7 +19,8 @@ use crate::server::ADMIN_KUBECONFIG;
 const MANIFEST: &str = include_str!("../../configs/examples/deployment.yaml");
 const PODS: &str = "/api/v1/namespaces/default/pods?labelSelector=app%3Dhello";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
-const PORT: u16 = 8080;
+/// Where the demonstration image listens.
+pub const PORT: u16 = 8080;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Options of `umiak demo`.

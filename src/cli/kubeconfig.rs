@@ -12,7 +12,11 @@ pub fn run(args: &DataDir) -> Result<ExitCode, Failure> {
     let path = args.data_dir.join(ADMIN_KUBECONFIG);
     let text = fs::read_to_string(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
-            format!("{} is not there: start `umiak server --data-dir {}` first", path.display(), args.data_dir.display())
+            format!(
+                "{} is not there: start `umiak server --data-dir {}` first",
+                path.display(),
+                args.data_dir.display()
+            )
         }
         _ => format!("read {}: {error}", path.display()),
     })?;

@@ -48,7 +48,7 @@ enum Command {
     Reset(reset::ResetArgs),
     /// The program of the demonstration image
     #[command(hide = true)]
-    DemoWeb(demo_web::DemoWebArgs),
+    DemoWeb(DemoWebArgs),
 }
 
 /// The option every command has that works on the daemon's data.
@@ -59,6 +59,13 @@ pub struct DataDir {
     pub data_dir: PathBuf,
 }
 
+#[derive(Args)]
+struct DemoWebArgs {
+    /// Where to listen
+    #[arg(long, default_value_t = demo::PORT)]
+    port: u16,
+}
+
 /// What a command failed with; printed as one line on standard error.
 pub type Failure = Box<dyn std::error::Error>;
 
@@ -67,16 +74,16 @@ pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     // The shim of every pod stays in memory for as long as its pod: it takes nothing with it that it does not need.
     if args.get(1).is_some_and(|arg| arg == "shim") {
-        return crate::runtime::shim_main(&args[2..]);
+        return crate::runtime::shim_main(args[2..].iter().map(|arg| arg.to_string_lossy().into_owned()));
     }
     let done = match Cli::parse_from(args).command {
         Command::Server(args) => server::run(args),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
-        Command::Image(args) => image::run(args),
+        Command::Image(args) => image::run(&args).map_err(Failure::from),
         Command::Check(args) => check::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Reset(args) => reset::run(&args),
-        Command::DemoWeb(args) => demo_web::run(&args),
+        Command::DemoWeb(args) => Ok(demo_web::demo_web(args.port)),
     };
     done.unwrap_or_else(|error| {
         eprintln!("umiak: {error}");

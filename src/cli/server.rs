@@ -8,7 +8,8 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
-use crate::config::{Cidr, ServerConfig};
+use crate::cidr::Cidr;
+use crate::config::ServerConfig;
 
 /// Options of `umiak server`. Each wins over the field of the same name in the configuration file.
 #[derive(Args, Debug, Default)]
@@ -68,6 +69,7 @@ impl ServerArgs {
 
 /// Runs the server until SIGTERM or SIGINT.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
+    crate::memory::limit_heaps();
     let config = args.config()?;
     let filter = EnvFilter::try_new(&config.log).map_err(|e| format!("log: {:?}: {e}", config.log))?;
     tracing_subscriber::fmt()

@@ -1,12 +1,17 @@
 //! Adoption and release: which dependents an owner with a selector manages (`controller_ref_manager.go`).
 
+use serde::Deserialize;
+use serde_json::Value;
+use tracing::warn;
+
 use crate::kinds::meta;
+use crate::kinds::selector::LabelSelector;
 use crate::kinds::status::Status;
 use crate::kinds::{Kind, Object};
-use crate::registry::{Registry, WriteOptions};
-use serde_json::Value;
+use crate::registry::{ListOptions, Registry, WriteOptions};
+use crate::store::Key;
 
-use super::model::{Meta, Selector, controller_reference};
+use super::model::{Meta, controller_reference};
 
 /// What an owner does about a possible dependent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +27,8 @@ pub enum Claim {
 }
 
 /// What `owner` with `selector` does about `dependent`.
-pub fn claim(owner: &Meta, selector: &Selector, dependent: &Meta) -> Claim {
-    let matches = selector.matches(&dependent.labels);
+pub fn claim(owner: &Meta, selector: &LabelSelector, dependent: &Meta) -> Claim {
+    let matches = selector.matches_labels(Some(&dependent.labels));
     match dependent.controller() {
         Some(controller) if controller.uid != owner.uid => Claim::Ignore,
         Some(_) if matches => Claim::Keep,
@@ -42,6 +47,35 @@ pub struct Owner<'a> {
     pub kind: &'static str,
     /// Its metadata.
     pub meta: &'a Meta,
+}
+
+/// The owners of a kind that could adopt an object with these labels.
+pub fn adopters(registry: &Registry, kind: &Kind, namespace: &str, labels: &Object) -> Vec<Key> {
+    #[derive(Deserialize)]
+    struct Candidate {
+        metadata: Meta,
+        spec: Selecting,
+    }
+    #[derive(Deserialize)]
+    struct Selecting {
+        selector: Object,
+    }
+    let candidates: Vec<Candidate> = match registry.list_as(kind, &ListOptions::within(namespace)) {
+        Ok(candidates) => candidates,
+        Err(status) => {
+            warn!(%status, namespace, kind = %kind.kind, "cannot list who could adopt");
+            return Vec::new();
+        }
+    };
+    let matching =
+        candidates.into_iter().filter(|c| LabelSelector::from_object(&c.spec.selector).matches_labels(Some(labels)));
+    let resource = kind.resource();
+    let key = |c: Candidate| Key {
+        resource: resource.as_str().into(),
+        namespace: namespace.into(),
+        name: c.metadata.name.into(),
+    };
+    matching.map(key).collect()
 }
 
 /// Carries out a claim on the stored dependent. Returns whether the owner manages it now.
@@ -114,7 +148,7 @@ mod tests {
         let time = "2026-01-01T00:00:00Z";
         let owner = meta(json!({"uid": "o"}));
         let leaving = meta(json!({"uid": "o", "deletionTimestamp": time}));
-        let selector: Selector = serde_json::from_value(json!({"matchLabels": {"app": "web"}})).unwrap();
+        let selector = LabelSelector::parse("app=web").unwrap();
         let by = |uid: &str| json!([{"uid": uid, "controller": true}]);
         let web = json!({"app": "web"});
         for (what, owner, dependent, expected) in [

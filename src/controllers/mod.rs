@@ -2,20 +2,59 @@
 
 pub mod claim;
 pub mod deployment;
+pub mod garbage;
 pub mod model;
+pub mod namespace;
+pub mod namespace_defaults;
+pub mod node_lifecycle;
+pub mod pod_gc;
 pub mod queue;
 pub mod replicaset;
 pub mod runner;
 
+use std::future::Future;
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::events::EventRecorder;
 use crate::kinds::Kind;
 use crate::kinds::status::Status;
 use crate::registry::Registry;
 
 pub use crate::events;
+
+use runner::Controller;
+
+/// What the controllers need to know of the cluster.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster's CA certificate as PEM, which every namespace gets in the ConfigMap `kube-root-ca.crt`.
+    pub ca: String,
+}
+
+/// Runs all controllers until `shutdown` ends. May be dropped at any time: what was half done is done again.
+///
+/// # Errors
+/// If a kind the controllers cannot do without is not served.
+pub async fn run(
+    registry: &Registry,
+    events: &EventRecorder,
+    config: &Config,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Status> {
+    let controllers: Vec<Box<dyn Controller>> = vec![
+        Box::new(deployment::Deployments::new(registry, events)?),
+        Box::new(replicaset::ReplicaSets::new(registry, events)?),
+        Box::new(garbage::Garbage::new(registry)),
+        Box::new(namespace::Namespaces::new(registry)?),
+        Box::new(namespace_defaults::NamespaceDefaults::new(registry, &config.ca)?),
+        Box::new(pod_gc::PodGarbage::new(registry)?),
+        Box::new(node_lifecycle::NodeLifecycle::new(registry, events)?),
+    ];
+    runner::run(registry, &controllers, shutdown).await;
+    Ok(())
+}
 
 /// A kind the controllers cannot do without.
 fn kind(registry: &Registry, resource: &str) -> Result<Arc<Kind>, Status> {
@@ -38,3 +77,6 @@ fn namespace_is_terminating(status: &Status) -> bool {
         list.iter().any(|c| c.get("reason").and_then(Value::as_str) == Some("NamespaceTerminating"))
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,8 +11,8 @@ use crate::kinds::Object;
 use crate::kinds::status::Status;
 use crate::registry::Raw;
 
-/// String to string, as labels and annotations are.
-pub type Labels = BTreeMap<String, String>;
+/// String to string.
+pub type Annotations = BTreeMap<String, String>;
 
 /// `metadata` of any object.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -26,6 +26,9 @@ pub struct Meta {
     /// `uid`
     #[serde(deserialize_with = "or_default")]
     pub uid: String,
+    /// `resourceVersion`
+    #[serde(deserialize_with = "or_default")]
+    pub resource_version: String,
     /// `generation`
     #[serde(deserialize_with = "or_default")]
     pub generation: i64,
@@ -35,10 +38,10 @@ pub struct Meta {
     pub deletion_timestamp: Option<Timestamp>,
     /// `labels`
     #[serde(deserialize_with = "or_default")]
-    pub labels: Labels,
+    pub labels: Object,
     /// `annotations`
     #[serde(deserialize_with = "or_default")]
-    pub annotations: Labels,
+    pub annotations: Annotations,
     /// `ownerReferences`
     #[serde(deserialize_with = "or_default")]
     pub owner_references: Vec<Owner>,
@@ -245,81 +248,10 @@ pub fn to_object(part: &impl Serialize) -> Result<Object, Status> {
     }
 }
 
-/// `metav1.LabelSelector`. An empty one selects everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Selector {
-    /// `matchLabels`
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "Labels::is_empty")]
-    pub match_labels: Labels,
-    /// `matchExpressions`
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
-    pub match_expressions: Vec<Requirement>,
-}
-
-/// One of `matchExpressions`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(default)]
-pub struct Requirement {
-    /// The label's key.
-    pub key: String,
-    /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
-    pub operator: String,
-    /// The values `In` and `NotIn` speak of.
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
-    pub values: Vec<String>,
-}
-
-impl Selector {
-    /// Whether it selects everything.
-    pub fn is_empty(&self) -> bool {
-        self.match_labels.is_empty() && self.match_expressions.is_empty()
-    }
-
-    /// Whether it selects an object with these labels.
-    pub fn matches(&self, labels: &Labels) -> bool {
-        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
-            && self.match_expressions.iter().all(|requirement| requirement.matches(labels))
-    }
-}
-
-impl Requirement {
-    fn matches(&self, labels: &Labels) -> bool {
-        let value = labels.get(&self.key);
-        match self.operator.as_str() {
-            "In" => value.is_some_and(|v| self.values.contains(v)),
-            "NotIn" => value.is_none_or(|v| !self.values.contains(v)),
-            "Exists" => value.is_some(),
-            "DoesNotExist" => value.is_none(),
-            // Validation lets nothing else in; selecting nothing is the harmless reading.
-            _ => false,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn selectors_select() {
-        let labels: Labels = [("app", "web"), ("tier", "front")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        for (selector, selects) in [
-            (json!({}), true),
-            (json!({"matchLabels": {"app": "web"}, "matchExpressions": null}), true),
-            (json!({"matchLabels": {"app": "db"}}), false),
-            (json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["db", "web"]}]}), true),
-            (json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["web"]}]}), false),
-            (json!({"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": ["web"]}]}), true),
-            (json!({"matchExpressions": [{"key": "tier", "operator": "Exists"}]}), true),
-            (json!({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}), false),
-            (json!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "x", "operator": "Exists"}]}), false),
-        ] {
-            let parsed: Selector = serde_json::from_value(selector.clone()).unwrap();
-            assert_eq!(parsed.matches(&labels), selects, "{selector}");
-        }
-    }
 
     #[test]
     fn pods_become_available_after_min_ready_seconds() {

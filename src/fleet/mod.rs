@@ -53,7 +53,7 @@ impl Kinds {
             pods: kind("", "Pod")?,
             nodes: kind("", "Node")?,
             leases: kind("coordination.k8s.io", "Lease")?,
-            used: ["ConfigMap", "Secret", "PersistentVolumeClaim", "PersistentVolume"]
+            used: ["ConfigMap", "Secret"]
                 .into_iter()
                 .filter_map(|name| registry.kinds().by_kind("", "v1", name))
                 .collect(),

@@ -178,7 +178,7 @@ impl ImageStore {
             let aside = path.with_extension(uuid::Uuid::new_v4().to_string());
             fs::rename(&path, &aside).at("rename", &path)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if !Mounted::now().uses(&name) {
+            if !Mounted::now(&self.processes).uses(&name) {
                 fs::remove_dir_all(&aside).at("remove", &aside)?;
             }
         }

@@ -112,13 +112,14 @@ impl Index {
 
     /// The image a reference names. A digest decides over a tag.
     pub(super) fn find(&self, reference: &Reference) -> Option<&Digest> {
-        match reference.digest() {
+        let id = match reference.digest() {
             Some(digest) => {
                 let name = format!("{}@{digest}", reference.name());
                 self.images.iter().find(|(_, image)| image.repo_digests.contains(&name)).map(|(id, _)| id)
             }
             None => self.names.get(&reference.to_string()),
-        }
+        };
+        id.filter(|id| self.images.contains_key(id))
     }
 
     /// All names of an image, sorted.

@@ -21,6 +21,8 @@ use super::{Error, Image, ImageSummary, Reference};
 pub struct ImageStore {
     pub(super) directory: PathBuf,
     pub(super) session: Session,
+    /// `/proc`; in tests a directory with less in it.
+    pub(super) processes: PathBuf,
     /// The index as last read, with the stamp it had.
     cache: Mutex<(Option<Stamp>, Arc<Index>)>,
     /// Suspect layers that were looked at and found well.
@@ -47,6 +49,11 @@ impl Drop for Room {
 impl ImageStore {
     /// Opens the store in `directory`, makes it where it is missing, and removes what an unclean stop left half-made.
     pub fn open(directory: &Path) -> Result<ImageStore> {
+        ImageStore::open_beside(directory, Path::new("/proc"))
+    }
+
+    /// Opens the store beside the processes of `processes`, which may use its layers.
+    fn open_beside(directory: &Path, processes: &Path) -> Result<ImageStore> {
         for part in ["", "blobs/sha256", "layers", "tmp", "import"] {
             let path = directory.join(part);
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).at("create", &path)?;
@@ -57,6 +64,7 @@ impl ImageStore {
         let store = ImageStore {
             directory,
             session,
+            processes: processes.to_owned(),
             cache: Mutex::new((None, Arc::new(Index::default()))),
             verified: Mutex::default(),
         };
@@ -129,7 +137,7 @@ impl ImageStore {
             if record.pinned && !force {
                 return Err(Error::Pinned { image: reference.to_string() });
             }
-            if !force && Mounted::now().runs(&record.layers) {
+            if !force && Mounted::now(&self.processes).runs(&record.layers) {
                 return Err(Error::InUse { image: reference.to_string() });
             }
             index.images.remove(&id);
@@ -248,7 +256,7 @@ impl ImageStore {
         let mut index = Index::load(&self.directory)?;
         let nameless = index.nameless();
         if !nameless.is_empty() {
-            let mounted = Mounted::now();
+            let mounted = Mounted::now(&self.processes);
             let before = index.images.len();
             index.images.retain(|id, image| !nameless.contains(id) || mounted.runs(&image.layers));
             if index.images.len() < before {
@@ -261,7 +269,7 @@ impl ImageStore {
         }
         let layers = self.strangers("layers", |name| index.layers.keys().any(|l| layer_name(l) == name))?;
         if !layers.is_empty() {
-            let mounted = Mounted::now();
+            let mounted = Mounted::now(&self.processes);
             // What stepped aside for a repaired layer has a suffix.
             let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             layers.iter().filter(|path| !mounted.uses(&name(path))).try_for_each(|path| remove(path))?;

@@ -11,10 +11,17 @@ struct Fixture {
     store: ImageStore,
 }
 
+/// Sees the mounts of this process only: other tests on this machine run containers, too.
+fn open(room: &Path) -> ImageStore {
+    ImageStore::open_beside(&room.join("images"), &room.join("proc")).unwrap()
+}
+
 fn fixture() -> Fixture {
     let room = tempfile::tempdir().unwrap();
-    let store = ImageStore::open(&room.path().join("images")).unwrap();
-    Fixture { room, store }
+    let own = room.path().join("proc").join(std::process::id().to_string());
+    fs::create_dir(room.path().join("proc")).unwrap();
+    std::os::unix::fs::symlink("/proc/self", own).unwrap();
+    Fixture { store: open(room.path()), room }
 }
 
 fn reference(text: &str) -> Reference {
@@ -52,7 +59,7 @@ impl Fixture {
     }
 
     fn reopen(&mut self) {
-        self.store = ImageStore::open(&self.store.directory).unwrap();
+        self.store = open(self.room.path());
     }
 
     /// What the next boot finds after a power cut.
@@ -336,7 +343,7 @@ fn whiteouts_hide_lower_layers_in_a_real_overlay() {
 #[test]
 fn another_process_sees_changes_at_once() {
     let fixture = fixture();
-    let daemon = ImageStore::open(&fixture.store.directory).unwrap();
+    let daemon = open(fixture.room.path());
     assert!(daemon.get(&reference("a")).is_err());
     fixture.import(&TestImage::new(&["one"]).docker(&["a"])).unwrap();
     assert_eq!(texts(&daemon.get(&reference("a")).unwrap()), ["one"]);
@@ -477,6 +484,32 @@ fn the_demonstration_image_is_made_once_and_runs() {
 }
 
 #[test]
+fn a_full_disk_fails_the_import_and_nothing_else() {
+    use nix::mount::{MsFlags, mount};
+    let work = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        let fixture = fixture();
+        let disk = fixture.room.path().join("disk");
+        fs::create_dir(&disk).unwrap();
+        mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some("size=1m")).unwrap();
+        let small = ImageStore::open_beside(&disk.join("images"), &fixture.room.path().join("proc")).unwrap();
+        let fixture = Fixture { store: small, ..fixture };
+        let big = TestImage::new(&[&"x".repeat(2 << 20)]);
+        for archive in [big.docker(&["big"]), gzip(&big.docker(&["big"]))] {
+            let error = fixture.import(&archive).unwrap_err().to_string();
+            assert!(error.contains("No space left on device"), "{error}");
+            assert_eq!((fixture.entries("layers"), fixture.store.list().unwrap().len()), (0, 0));
+        }
+        fixture.import(&TestImage::new(&["small"]).docker(&["small"])).unwrap();
+    };
+    if let Err(panic) = std::thread::spawn(work).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
 fn many_threads_may_share_a_store() {
     fn shared<T: Send + Sync>(_: &T) {}
     let fixture = fixture();
@@ -487,7 +520,7 @@ fn many_threads_may_share_a_store() {
         for archive in &archives {
             scope.spawn(|| {
                 // A store of its own, as another process has.
-                let store = ImageStore::open(&fixture.store.directory).unwrap();
+                let store = open(fixture.room.path());
                 let mut bytes = archive.as_slice();
                 store.import(Source::Stream(&mut bytes, "x"), &ImportOptions::default(), &mut |_| {}).unwrap();
             });

@@ -10,6 +10,7 @@ mod owned;
 mod set;
 mod walk;
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
@@ -124,7 +125,7 @@ pub fn update_manager(ty: &'static Type, before: Option<&Object>, after: &mut Ob
     // Clients that know nothing of managed fields leave them out; a subresource does not change them.
     let keep_live = !writer.subresource.is_empty() || (!reset && is_empty(&sent));
     let source = match (live, keep_live) {
-        (Some(live), true) => live.clone(),
+        (Some(live), true) if *live != sent => live.clone(),
         _ => sent,
     };
     if reset || (before.is_some() && is_empty(&source)) {
@@ -136,10 +137,13 @@ pub fn update_manager(ty: &'static Type, before: Option<&Object>, after: &mut Ob
     };
     let Some(difference) = difference else { return set_managed_fields(after, source) };
     let entries = managers::decode(source).or_else(|| managers::decode(live?.clone())).unwrap_or_default();
-    set_managed_fields(after, managers::encode(record_update(entries, &difference, writer)));
+    set_managed_fields(after, managers::encode(record_update(entries, difference, writer)));
 }
 
 /// Applies a configuration to the live object (`None`: it is created) and returns the new object, before defaulting.
+///
+/// What the request cannot change is left out of the configuration: the status of the object itself, the spec in its
+/// status. For custom resources with a status subresource the caller leaves out the status.
 ///
 /// # Errors
 /// See [`Error`]. Nothing is changed then.
@@ -150,13 +154,14 @@ pub fn apply(
     writer: &Writer,
     force: bool,
 ) -> Result<Object, Error> {
+    let applied = &without_reset(ty, applied, writer.subresource);
     check(ty, applied)?;
     let empty = Object::new();
     let live = live.unwrap_or(&empty);
     let mut entries = managers::decode(managed_fields(live).clone()).ok_or(Error::LiveManagedFields)?;
     if entries.is_empty() && !live.is_empty() {
         let before = Writer { manager: "before-first-apply", ..*writer };
-        entries = difference(ty, &empty, live).map(|all| record_update(entries, &all, &before)).unwrap_or_default();
+        entries = difference(ty, &empty, live).map(|all| record_update(entries, all, &before)).unwrap_or_default();
     }
     let attempt = Attempt { ty, live, applied, writer };
     let mut merged = match attempt.run(entries.clone(), force) {
@@ -169,6 +174,19 @@ pub fn apply(
         renew_last_applied(&mut merged, applied);
     }
     Ok(merged)
+}
+
+fn without_reset<'a>(ty: &'static Type, applied: &'a Object, subresource: &str) -> Cow<'a, Object> {
+    let reset = match subresource {
+        "" if ty.field("status").is_some() => "status",
+        "status" => "spec",
+        _ => return Cow::Borrowed(applied),
+    };
+    let mut applied = Cow::Borrowed(applied);
+    if applied.contains_key(reset) {
+        applied.to_mut().remove(reset);
+    }
+    applied
 }
 
 fn check(ty: &'static Type, applied: &Object) -> Result<(), Error> {
@@ -307,10 +325,10 @@ fn take_over(entries: &mut Vec<Entry>, difference: &Difference, force: bool) -> 
     Ok(())
 }
 
-fn record_update(mut entries: Vec<Entry>, difference: &Difference, writer: &Writer) -> Vec<Entry> {
+fn record_update(mut entries: Vec<Entry>, difference: Difference, writer: &Writer) -> Vec<Entry> {
     // Taking over by force has no conflicts.
-    let _ = take_over(&mut entries, difference, true);
-    let mut fields = difference.changed.clone().unwrap_or_default();
+    let _ = take_over(&mut entries, &difference, true);
+    let mut fields = difference.changed.unwrap_or_default();
     set::subtract(&mut fields, &UNTRACKED);
     if fields.is_empty() {
         return entries;

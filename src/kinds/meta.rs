@@ -101,9 +101,16 @@ pub fn child<'a>(object: &'a mut Object, key: &str) -> &'a mut Object {
     }
 }
 
-/// Sets `key` unless it is there. An explicit null counts as absent, as for Kubernetes' decoders.
+/// Sets `key` unless it is there. Null and the empty text count as absent, as after Kubernetes' decoders.
 pub fn default_to(object: &mut Object, key: &str, value: impl Into<Value>) {
-    if object.get(key).is_none_or(Value::is_null) {
+    if object.get(key).is_none_or(|v| v.is_null() || v == "") {
+        object.insert(key.to_owned(), value.into());
+    }
+}
+
+/// Sets a number unless it is there and not 0, for fields whose 0 means that nothing was said.
+pub fn default_number(object: &mut Object, key: &str, value: i64) {
+    if int(object, key).unwrap_or(0) == 0 && object.get(key).is_none_or(|v| v.is_null() || v.is_number()) {
         object.insert(key.to_owned(), value.into());
     }
 }

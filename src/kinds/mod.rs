@@ -34,6 +34,9 @@ pub mod table;
 pub mod unsupported;
 pub mod workload;
 
+#[cfg(test)]
+mod hooks_tests;
+
 use std::borrow::Cow;
 
 use jiff::Timestamp;
@@ -121,7 +124,7 @@ pub trait Hooks: Sync + Send {
     }
 
     /// The table's columns after `Name`, `Age` included. Where one of them is `Name` itself (Event), the table has no
-    /// leading `Name`.
+    /// leading `Name` ([`Kind::leads_with_name`]).
     fn columns(&self) -> &'static [Column];
 
     /// One row's cells, one for each of [`Hooks::columns`].

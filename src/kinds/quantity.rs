@@ -138,6 +138,10 @@ fn parse_suffix(suffix: &str) -> Result<(Style, u32, i32), QuantityError> {
     if let Some((_, power)) = DECIMAL.iter().find(|(s, _)| *s == suffix) {
         return Ok((Style::Decimal, 0, *power));
     }
+    let power = suffix.trim_start_matches(|c| "eEinumkKMGTP".contains(c));
+    if !power.strip_prefix(['+', '-']).unwrap_or(power).bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(QuantityError::Format);
+    }
     let exponent = suffix.strip_prefix(['e', 'E']).ok_or(QuantityError::Suffix)?;
     let power: i32 = exponent.parse().map_err(|_| QuantityError::Suffix)?;
     Ok((Style::Exponent, 0, power.clamp(-1000, 1000)))
@@ -185,8 +189,9 @@ impl fmt::Display for Quantity {
             return f.write_str("0");
         }
         let small = self.nano.abs() < 1024 * NANO;
-        if self.style == Style::Binary && !small {
-            let mut value = div_up(self.nano, NANO);
+        // With a fraction it is written decimally: rounding would change the amount.
+        if self.style == Style::Binary && !small && self.is_whole() {
+            let mut value = self.nano / NANO;
             let mut suffix = "";
             for (name, _) in BINARY {
                 if value % 1024 != 0 {
@@ -301,7 +306,7 @@ mod tests {
             ("1.0000000001", "1000000001n"),
             (".5", "500m"),
             ("5.", "5"),
-            ("0.1Mi", "104858"),
+            ("0.1Mi", "104857600m"),
             ("128974848", "128974848"),
             ("99999999999999999999", "9223372036854775807"),
             ("1e100", "9223372036854775807"),
@@ -319,10 +324,10 @@ mod tests {
 
     #[test]
     fn what_is_no_quantity() {
-        for text in ["", "m", "1.2.3", "--1", ".", "+"] {
+        for text in ["", "m", "1.2.3", "--1", ".", "+", "1x", "1 Gi", "1GiB", "64MB", "1e1.5"] {
             assert_eq!(text.parse::<Quantity>(), Err(QuantityError::Format), "{text}");
         }
-        for text in ["1x", "1 Gi", "1GiB", "1e", "1e1.5", "1KI", "1K"] {
+        for text in ["1e", "1Kin", "1K", "1ki", "1e99999999999", "1Mi5"] {
             assert_eq!(text.parse::<Quantity>(), Err(QuantityError::Suffix), "{text}");
         }
     }

@@ -2,7 +2,6 @@
 //! and the form that values have afterwards.
 
 pub mod parse;
-pub mod quantity;
 mod value;
 
 use std::fmt::Write;
@@ -10,6 +9,18 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 use crate::kinds::fields::{self, Field, Shape, Ty, Type};
+
+/// Levels of JSON an object may have: one that is stored must be read again, with managed fields as deep as itself.
+pub const MAX_DEPTH: usize = 100;
+
+/// Levels of JSON in a value; a scalar has none.
+pub fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
 
 /// Strict errors beyond this number are not listed.
 pub const MAX_STRICT_ERRORS: usize = 100;
@@ -50,8 +61,9 @@ pub fn strict_text(violations: &[String]) -> String {
 /// Returns what was dropped as unknown, worded for warnings and strict errors: `unknown field "spec.foo"`.
 ///
 /// # Errors
-/// A value of the wrong type; the object is then partly converted.
+/// A value of the wrong type, the object is then partly converted; more than [`MAX_DEPTH`] levels.
 pub fn conform(ty: &'static Type, object: &mut Map<String, Value>) -> Result<Vec<String>, TypeError> {
+    check_depth(object)?;
     let mut walk = Walk::default();
     walk.object(ty, object)?;
     Ok(walk.unknown)
@@ -62,6 +74,7 @@ pub fn conform(ty: &'static Type, object: &mut Map<String, Value>) -> Result<Vec
 /// # Errors
 /// As [`conform`].
 pub fn conform_metadata(object: &mut Map<String, Value>) -> Result<Vec<String>, TypeError> {
+    check_depth(object)?;
     let mut walk = Walk::default();
     if let Some(field) = fields::partial_object().field("metadata")
         && let Some(metadata) = object.get_mut("metadata")
@@ -70,6 +83,13 @@ pub fn conform_metadata(object: &mut Map<String, Value>) -> Result<Vec<String>, 
         walk.value(fields::partial_object(), field, metadata)?;
     }
     Ok(walk.unknown)
+}
+
+fn check_depth(object: &Map<String, Value>) -> Result<(), TypeError> {
+    match object.values().map(depth).max() {
+        Some(levels) if levels >= MAX_DEPTH => Err(TypeError::Value("exceeded max depth".into())),
+        _ => Ok(()),
+    }
 }
 
 #[derive(Default)]

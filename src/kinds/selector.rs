@@ -167,8 +167,6 @@ enum Token {
     Word(String),
     /// `=`, `==`, `!=`, `!`, `(`, `)`, `,`, `<`, `>`
     Symbol(&'static str),
-    /// A run of symbols that is none.
-    Unknown(String),
     End,
 }
 
@@ -178,8 +176,15 @@ impl Token {
         match self {
             Self::Word(word) => word.clone(),
             Self::Symbol(symbol) => (*symbol).to_owned(),
-            Self::Unknown(symbols) => format!("error expected: keyword found '{symbols}'"),
             Self::End => String::new(),
+        }
+    }
+
+    fn length(&self) -> usize {
+        match self {
+            Self::Word(word) => word.len(),
+            Self::Symbol(symbol) => symbol.len(),
+            Self::End => 0,
         }
     }
 
@@ -197,7 +202,7 @@ fn tokens(text: &str) -> Vec<Token> {
             Some(symbol) => Token::Symbol(symbol),
             None => {
                 let end = rest.find(|c: char| "=!(),<>".contains(c) || c.is_ascii_whitespace()).unwrap_or(rest.len());
-                if end == 0 { Token::Unknown(rest.to_owned()) } else { Token::Word(rest[..end].to_owned()) }
+                Token::Word(rest[..end].to_owned())
             }
         };
         rest = rest[token.length()..].trim_start();
@@ -205,16 +210,6 @@ fn tokens(text: &str) -> Vec<Token> {
     }
     tokens.push(Token::End);
     tokens
-}
-
-impl Token {
-    fn length(&self) -> usize {
-        match self {
-            Self::Word(text) | Self::Unknown(text) => text.len(),
-            Self::Symbol(symbol) => symbol.len(),
-            Self::End => 0,
-        }
-    }
 }
 
 struct Parser {

@@ -27,6 +27,11 @@ impl Kind {
         qualified(&self.plural, &self.group)
     }
 
+    /// Whether the table begins with a column `Name`; not where the kind has one of its own further on.
+    pub fn leads_with_name(&self) -> bool {
+        self.hooks.columns().iter().all(|c| c.name != "Name")
+    }
+
     /// Whether `subresource` is served beside the object.
     pub fn serves(&self, subresource: Subresource) -> bool {
         self.subresources.contains(&subresource)
@@ -211,6 +216,8 @@ mod tests {
         assert_eq!(table.by_resource("leases.coordination.k8s.io").unwrap().kind, "Lease");
         assert_eq!(table.by_api_version("v1", "Pod").unwrap().resource(), "pods");
         assert!(table.by_plural("", "v1", "deployments").is_none());
+        assert!(deployment.leads_with_name());
+        assert!(!table.by_resource("events").unwrap().leads_with_name());
         assert!(table.by_plural("apps", "v1beta1", "deployments").is_none());
     }
 

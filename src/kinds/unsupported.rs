@@ -16,17 +16,14 @@ const POD_SPEC: &[&str] = &[
     "hostnameOverride",
     "imagePullSecrets",
     "overhead",
-    "readinessGates",
     "resourceClaims",
     "resources",
     "runtimeClassName",
-    "schedulingGates",
     "workloadRef",
 ];
 
 /// In a pod spec, where only `true` or only `false` asks for something.
-const POD_SPEC_FLAGS: &[(&str, bool)] =
-    &[("hostUsers", false), ("shareProcessNamespace", true), ("setHostnameAsFQDN", true)];
+const POD_SPEC_FLAGS: &[(&str, bool)] = &[("hostUsers", false), ("shareProcessNamespace", true)];
 
 /// In a pod's security context.
 const POD_SECURITY: &[&str] = &["seLinuxChangePolicy", "seLinuxOptions", "windowsOptions"];
@@ -36,9 +33,6 @@ const CONTAINER: &[&str] = &["resizePolicy", "restartPolicyRules", "volumeDevice
 
 /// In a container's lifecycle.
 const LIFECYCLE: &[&str] = &["stopSignal"];
-
-/// In a volume mount.
-const MOUNT: &[&str] = &["recursiveReadOnly"];
 
 /// In a container's security context.
 const CONTAINER_SECURITY: &[&str] = &["seLinuxOptions", "windowsOptions"];
@@ -91,8 +85,6 @@ pub enum Part {
     Container,
     /// A container's lifecycle.
     Lifecycle,
-    /// A volume mount.
-    Mount,
     /// A container's security context.
     ContainerSecurity,
     /// A probe.
@@ -112,7 +104,6 @@ pub fn refuse(errors: &mut Errors, path: &str, part: Part, object: &Object) {
         Part::PodSecurity => POD_SECURITY,
         Part::Container => CONTAINER,
         Part::Lifecycle => LIFECYCLE,
-        Part::Mount => MOUNT,
         Part::ContainerSecurity => CONTAINER_SECURITY,
         Part::Probe => PROBE,
         Part::EnvSource => ENV_SOURCE,

@@ -12,8 +12,5 @@ pub fn pair() -> (ServerEnd, NodeEnd) {
     let (down_tx, down_rx) = mpsc::channel(QUEUE);
     let (up_tx, up_rx) = mpsc::channel(QUEUE);
     let (open_tx, open_rx) = mpsc::channel(OPENING);
-    (
-        ServerEnd { rx: up_rx, tx: down_tx, streams: open_tx },
-        NodeEnd { rx: down_rx, tx: up_tx, streams: open_rx },
-    )
+    (ServerEnd { rx: up_rx, tx: down_tx, streams: open_tx }, NodeEnd { rx: down_rx, tx: up_tx, streams: open_rx })
 }

@@ -310,8 +310,14 @@ mod tests {
             })
             .collect();
         let expected = [
-            "configmaps/c1", "configmaps/c2", "configmaps/c3", "persistentvolumeclaims/p1", "secrets/s1", "secrets/s2",
-            "secrets/s3", "secrets/s4",
+            "configmaps/c1",
+            "configmaps/c2",
+            "configmaps/c3",
+            "persistentvolumeclaims/p1",
+            "secrets/s1",
+            "secrets/s2",
+            "secrets/s3",
+            "secrets/s4",
         ];
         assert_eq!(names, expected);
     }

@@ -14,10 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use leases::Leases;
 use links::Links;
 
-pub use cidr::{Cidr, InvalidCidr};
+pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
 
-mod cidr;
 mod error;
 mod leases;
 mod links;

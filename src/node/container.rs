@@ -102,7 +102,12 @@ fn check(container: &Container) -> Result<()> {
 }
 
 /// The configuration of one run of a container.
-pub fn config(around: &Surroundings<'_>, container: &Container, attempt: u32, image: &Image) -> Result<ContainerConfig> {
+pub fn config(
+    around: &Surroundings<'_>,
+    container: &Container,
+    attempt: u32,
+    image: &Image,
+) -> Result<ContainerConfig> {
     let pod = around.pod;
     let none = (PodSecurityContext::default(), SecurityContext::default());
     let of_pod = pod.spec().security_context.as_ref().unwrap_or(&none.0);
@@ -214,10 +219,9 @@ fn mounts(
 ) -> Result<Vec<Mount>> {
     let mut mounts = Vec::new();
     for wanted in container.volume_mounts.iter().flatten() {
-        let volume = around
-            .volumes
-            .get(&wanted.name)
-            .ok_or_else(|| Error::config(format!("volume {:?} of container {:?} not found", wanted.name, container.name)))?;
+        let volume = around.volumes.get(&wanted.name).ok_or_else(|| {
+            Error::config(format!("volume {:?} of container {:?} not found", wanted.name, container.name))
+        })?;
         let sub_path = match (&wanted.sub_path, &wanted.sub_path_expr) {
             (_, Some(expression)) if !expression.is_empty() => Some(environment.expand(expression)),
             (Some(path), _) if !path.is_empty() => Some(path.clone()),
@@ -251,11 +255,7 @@ fn mounts(
             propagation,
         });
     }
-    let mut managed = vec![
-        ("hosts", "/etc/hosts"),
-        ("hostname", "/etc/hostname"),
-        ("resolv.conf", "/etc/resolv.conf"),
-    ];
+    let mut managed = vec![("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
     managed.retain(|(_, path)| mounts.iter().all(|m| m.path != *path));
     mounts.extend(managed.into_iter().map(|(name, path)| Mount::bind(around.files.join(name), path)));
     let message = container.termination_message_path.as_deref().filter(|p| !p.is_empty()).unwrap_or(TERMINATION_PATH);
@@ -353,7 +353,10 @@ mod tests {
         assert_eq!((sub_path.as_deref(), made.mounts[0].readonly), (Some("b/x"), true));
         let security = &made.security;
         assert!(security.no_new_privs && security.readonly_root && security.masked_proc && !security.privileged);
-        assert_eq!((security.add.as_slice(), security.drop.as_slice()), (["NET_ADMIN".to_owned()].as_slice(), ["ALL".to_owned()].as_slice()));
+        assert_eq!(
+            (security.add.as_slice(), security.drop.as_slice()),
+            (["NET_ADMIN".to_owned()].as_slice(), ["ALL".to_owned()].as_slice())
+        );
         assert_eq!(security.seccomp, Seccomp::Localhost("/seccomp/a.json".into()));
     }
 
@@ -384,11 +387,17 @@ mod tests {
             (container(non_root.clone()), "", "image will run as root"),
             (container(non_root.clone()), "0:0", "image will run as root"),
             (container(non_root.clone()), "app", "non-numeric user (app)"),
-            (container(json!({"securityContext": {"runAsNonRoot": true, "runAsUser": 0}})), "5", "breaks non-root policy"),
+            (
+                container(json!({"securityContext": {"runAsNonRoot": true, "runAsUser": 0}})),
+                "5",
+                "breaks non-root policy",
+            ),
             (container(json!({"volumeMounts": [{"name": "no", "mountPath": "/x"}]})), "", "volume \"no\" of container"),
             (container(json!({"volumeMounts": [{"name": "v", "mountPath": "/x", "subPath": "../y"}]})), "", "subPath"),
             (
-                container(json!({"volumeMounts": [{"name": "v", "mountPath": "/x", "mountPropagation": "Bidirectional"}]})),
+                container(
+                    json!({"volumeMounts": [{"name": "v", "mountPath": "/x", "mountPropagation": "Bidirectional"}]}),
+                ),
                 "",
                 "Bidirectional needs a privileged",
             ),
@@ -405,7 +414,10 @@ mod tests {
             (json!({"hostUsers": false}), "spec.hostUsers"),
             (json!({"resourceClaims": [{"name": "x"}]}), "spec.resourceClaims"),
             (json!({"runtimeClassName": "gvisor"}), "spec.runtimeClassName"),
-            (json!({"containers": [{"name": "c", "volumeDevices": [{"name": "x", "devicePath": "/d"}]}]}), "volumeDevices"),
+            (
+                json!({"containers": [{"name": "c", "volumeDevices": [{"name": "x", "devicePath": "/d"}]}]}),
+                "volumeDevices",
+            ),
             (json!({"containers": [{"name": "c", "livenessProbe": {"grpc": {"port": 1}}}]}), "grpc probe"),
         ] {
             let error = sandbox(&desired(spec, &[])).unwrap_err().to_string();

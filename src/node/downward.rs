@@ -57,9 +57,9 @@ pub fn resource(
     selector: &ResourceFieldSelector,
 ) -> Result<String> {
     let container = match selector.container_name.as_deref().filter(|n| !n.is_empty()) {
-        Some(name) => Some(
-            &pod.container(name).ok_or_else(|| Error::config(format!("container {name} not found")))?.spec,
-        ),
+        Some(name) => {
+            Some(&pod.container(name).ok_or_else(|| Error::config(format!("container {name} not found")))?.spec)
+        }
         None => own,
     };
     let container = container.ok_or_else(|| Error::config("resourceFieldRef names no container"))?;
@@ -71,11 +71,12 @@ pub fn resource(
         _ => return Err(unsupported()),
     };
     let divisor = selector.divisor.as_ref();
-    let amount = |measure: fn(&k8s_openapi::apimachinery::pkg::api::resource::Quantity) -> i64, unset: i64, unit: i64| {
-        let value = set.map(measure).filter(|v| *v > 0).unwrap_or(if kind == "limits" { unset } else { 0 });
-        let divisor = divisor.map(measure).filter(|d| *d > 0).unwrap_or(unit);
-        (value / divisor + i64::from(value % divisor != 0)).to_string()
-    };
+    let amount =
+        |measure: fn(&k8s_openapi::apimachinery::pkg::api::resource::Quantity) -> i64, unset: i64, unit: i64| {
+            let value = set.map(measure).filter(|v| *v > 0).unwrap_or(if kind == "limits" { unset } else { 0 });
+            let divisor = divisor.map(measure).filter(|d| *d > 0).unwrap_or(unit);
+            (value / divisor + i64::from(value % divisor != 0)).to_string()
+        };
     Ok(match name {
         "cpu" => amount(milli, facts.cpu_milli, 1000),
         "memory" => amount(value, facts.memory, 1),

@@ -10,9 +10,7 @@ use tokio::sync::watch;
 use super::error::{Error, Result};
 use crate::image::{self, Image, ImageStore, Reference};
 use crate::network::{Netns, Network};
-use crate::runtime::{
-    self, Capture, ContainerConfig, ContainerId, ExecOutput, Runtime, SandboxConfig, SandboxState,
-};
+use crate::runtime::{self, Capture, ContainerConfig, ContainerId, ExecOutput, Runtime, SandboxConfig, SandboxState};
 
 /// Makes sandboxes and finds images.
 pub trait Engine: Clone + Send + Sync + 'static {

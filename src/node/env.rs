@@ -137,7 +137,9 @@ fn one(pod: &Desired, resource: &str, name: &str, key: &str, optional: Option<bo
 fn text(value: Vec<u8>, resource: &str, name: &str, key: &str) -> Result<String> {
     match String::from_utf8(value) {
         Ok(text) if !text.contains('\0') => Ok(text),
-        _ => Err(Error::config(format!("key {key} of {} {name} is no text for an environment variable", kind(resource)))),
+        _ => {
+            Err(Error::config(format!("key {key} of {} {name} is no text for an environment variable", kind(resource))))
+        }
     }
 }
 
@@ -215,7 +217,10 @@ mod tests {
     fn what_is_missing_is_named() {
         for (container, text) in [
             (json!({"envFrom": [{"configMapRef": {"name": "no"}}]}), "configmap \"no\" not found"),
-            (json!({"envFrom": [{"configMapRef": {"name": "c"}}]}), "key bin of ConfigMap c is no text for an environment variable"),
+            (
+                json!({"envFrom": [{"configMapRef": {"name": "c"}}]}),
+                "key bin of ConfigMap c is no text for an environment variable",
+            ),
             (
                 json!({"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "q"}}}]}),
                 "couldn't find key q in Secret ns/s",
@@ -239,11 +244,8 @@ mod tests {
 
     #[test]
     fn command_lines() {
-        let image = ImageConfig {
-            entrypoint: vec!["/entry".into()],
-            cmd: vec!["default".into()],
-            ..ImageConfig::default()
-        };
+        let image =
+            ImageConfig { entrypoint: vec!["/entry".into()], cmd: vec!["default".into()], ..ImageConfig::default() };
         let none = ImageConfig::default();
         for (container, image, expected) in [
             (json!({}), &image, Some(vec!["/entry", "default"])),

@@ -181,10 +181,8 @@ mod tests {
 
     #[test]
     fn hosts_file() {
-        let pod = desired(
-            json!({"subdomain": "sub", "hostAliases": [{"ip": "192.0.2.7", "hostnames": ["a", "b"]}]}),
-            &[],
-        );
+        let pod =
+            desired(json!({"subdomain": "sub", "hostAliases": [{"ip": "192.0.2.7", "hostnames": ["a", "b"]}]}), &[]);
         let facts = Facts { pod_ips: vec!["10.42.0.9".parse().unwrap()], ..Facts::default() };
         let text = hosts(&pod, &facts, &dns(), "");
         assert!(text.contains("\n10.42.0.9\tpod.sub.ns.svc.cluster.local\tpod\n"), "{text}");
@@ -197,16 +195,14 @@ mod tests {
     #[test]
     fn resolvers() {
         let node = Resolver::parse("# x\nnameserver 192.0.2.53\nnameserver 127.0.0.53\nsearch lan\noptions edns0\n");
-        let cluster = "search ns.svc.cluster.local svc.cluster.local cluster.local lan\nnameserver 10.43.0.10\noptions ndots:5\n";
+        let cluster =
+            "search ns.svc.cluster.local svc.cluster.local cluster.local lan\nnameserver 10.43.0.10\noptions ndots:5\n";
         let plain = "search lan\nnameserver 192.0.2.53\noptions edns0\n";
         for (spec, expected) in [
             (json!({}), cluster),
             (json!({"dnsPolicy": "Default"}), plain),
             (json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}), cluster),
-            (
-                json!({"hostNetwork": true}),
-                "search lan\nnameserver 192.0.2.53\nnameserver 127.0.0.53\noptions edns0\n",
-            ),
+            (json!({"hostNetwork": true}), "search lan\nnameserver 192.0.2.53\nnameserver 127.0.0.53\noptions edns0\n"),
             (
                 json!({"dnsPolicy": "None", "dnsConfig": {
                     "nameservers": ["1.1.1.1"], "searches": ["x"], "options": [{"name": "ndots", "value": "2"}, {"name": "rotate"}]

@@ -122,9 +122,7 @@ pub fn report(identity: &Identity<'_>, machine: &Machine, images: Vec<ImageSumma
 fn conditions(machine: &Machine, network_problem: Option<&str>) -> Value {
     let low_memory = machine.memory_available < LOW_MEMORY;
     let low_disk = machine.disk_free.saturating_mul(100) < machine.disk.saturating_mul(LOW_DISK_PERCENT);
-    let condition = |kind: &str, is: bool, reason: &str, message: &str| {
-        json!({"type": kind, "status": if is { "True" } else { "False" }, "reason": reason, "message": message})
-    };
+    let condition = |kind: &str, is: bool, reason: &str, message: &str| json!({"type": kind, "status": if is { "True" } else { "False" }, "reason": reason, "message": message});
     let pressure = |kind: &str, is: bool, what: &str, words: &str| {
         let (reason, message) = match is {
             true => (format!("KubeletHasInsufficient{what}"), format!("kubelet has insufficient {words} available")),
@@ -139,8 +137,12 @@ fn conditions(machine: &Machine, network_problem: Option<&str>) -> Value {
     json!([
         network,
         pressure("MemoryPressure", low_memory, "Memory", "memory"),
-        condition("DiskPressure", low_disk, if low_disk { "KubeletHasDiskPressure" } else { "KubeletHasNoDiskPressure" },
-            if low_disk { "kubelet has disk pressure" } else { "kubelet has no disk pressure" }),
+        condition(
+            "DiskPressure",
+            low_disk,
+            if low_disk { "KubeletHasDiskPressure" } else { "KubeletHasNoDiskPressure" },
+            if low_disk { "kubelet has disk pressure" } else { "kubelet has no disk pressure" }
+        ),
         pressure("PIDPressure", false, "PID", "PID"),
         condition("Ready", true, "KubeletReady", "kubelet is posting ready status"),
     ])

@@ -101,8 +101,11 @@ pub async fn run(
     take_over(&mut agent, &runtime, &network).await?;
     report(&config, &outbox, &images, &network).await;
     outbox.hello();
-    let mut watcher = Watcher::directory(&config.images_dir)
-        .map_err(|source| Error::File { op: "watch", path: config.images_dir.clone(), source })?;
+    let mut watcher = Watcher::directory(&config.images_dir).map_err(|source| Error::File {
+        op: "watch",
+        path: config.images_dir.clone(),
+        source,
+    })?;
     let uplink = outbox.run(link.tx.clone());
     tokio::pin!(uplink);
     let mut streams = JoinSet::new();

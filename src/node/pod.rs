@@ -101,11 +101,7 @@ impl Desired {
 
     /// The full name.
     pub fn pod_name(&self) -> PodName {
-        PodName {
-            uid: self.uid().to_owned(),
-            namespace: self.namespace().to_owned(),
-            name: self.name().to_owned(),
-        }
+        PodName { uid: self.uid().to_owned(), namespace: self.namespace().to_owned(), name: self.name().to_owned() }
     }
 
     /// A container by name.
@@ -180,8 +176,7 @@ pub(super) mod tests {
             .map(|(name, object)| {
                 let (resource, name) = name.split_once('/').unwrap();
                 let namespace = if resource == "persistentvolumes" { "" } else { "ns" };
-                let reference =
-                    Reference { resource: resource.into(), namespace: namespace.into(), name: name.into() };
+                let reference = Reference { resource: resource.into(), namespace: namespace.into(), name: name.into() };
                 Dependency { reference, object: object.as_object().cloned() }
             })
             .collect();

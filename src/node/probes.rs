@@ -116,7 +116,8 @@ where
     R: Future<Output = bool>,
 {
     let at_least_one = |value: Option<i32>, default: i32| value.unwrap_or(default).max(1);
-    let (enough_good, enough_bad) = (at_least_one(probe.success_threshold, 1), at_least_one(probe.failure_threshold, 3));
+    let (enough_good, enough_bad) =
+        (at_least_one(probe.success_threshold, 1), at_least_one(probe.failure_threshold, 3));
     let period = seconds(probe.period_seconds, 10).max(Duration::from_secs(1));
     let mut ticks = tokio::time::interval_at(since + seconds(probe.initial_delay_seconds, 0), period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -184,18 +185,11 @@ mod tests {
         };
         let bad = || Finding::Failed("bad".into());
         let played = play(Kind::Readiness, probe.clone(), &[false, true, true, true, false, true, false, false]).await;
-        let expected = [
-            (5, bad()),
-            (9, Finding::Turned(true)),
-            (13, bad()),
-            (17, bad()),
-            (19, bad()),
-        ];
+        let expected = [(5, bad()), (9, Finding::Turned(true)), (13, bad()), (17, bad()), (19, bad())];
         assert_eq!(played, expected);
         let liveness = Probe { failure_threshold: None, success_threshold: None, ..probe.clone() };
         let played = play(Kind::Liveness, liveness, &[true, false, false, false, true]).await;
-        let expected =
-            [(5, Finding::Turned(true)), (7, bad()), (9, bad()), (11, bad()), (11, Finding::Turned(false))];
+        let expected = [(5, Finding::Turned(true)), (7, bad()), (9, bad()), (11, bad()), (11, Finding::Turned(false))];
         assert_eq!(played, expected);
         let startup = Probe { success_threshold: None, initial_delay_seconds: None, ..probe };
         let played = play(Kind::Startup, startup, &[false, true, true]).await;

@@ -132,20 +132,19 @@ pub fn of_pod(pod: &Desired) -> Resources {
     let limited = |name: &str| lasting().all(|c| limit(&c.spec, name).map(milli).is_some_and(|v| v > 0));
     let cpu = match own_limit("cpu") {
         Some(limit) => Some(milli(limit)),
-        None => limited("cpu").then(|| {
-            pod_sum(pod, |c| limit(c, "cpu").map_or(0, milli), overhead("cpu").map_or(0, milli))
-        }),
+        None => {
+            limited("cpu").then(|| pod_sum(pod, |c| limit(c, "cpu").map_or(0, milli), overhead("cpu").map_or(0, milli)))
+        }
     };
     let memory = match own_limit("memory") {
         Some(limit) => Some(value(limit)),
-        None => limited("memory").then(|| {
-            pod_sum(pod, |c| limit(c, "memory").map_or(0, value), overhead("memory").map_or(0, value))
-        }),
+        None => limited("memory")
+            .then(|| pod_sum(pod, |c| limit(c, "memory").map_or(0, value), overhead("memory").map_or(0, value))),
     };
     let own_request = own.and_then(|r| of(&r.requests, "cpu")).or(own_limit("cpu"));
-    let cpu_request = own_request.map(milli).unwrap_or_else(|| {
-        pod_sum(pod, |c| request(c, "cpu").map_or(0, milli), overhead("cpu").map_or(0, milli))
-    });
+    let cpu_request = own_request
+        .map(milli)
+        .unwrap_or_else(|| pod_sum(pod, |c| request(c, "cpu").map_or(0, milli), overhead("cpu").map_or(0, milli)));
     Resources {
         cpu_shares: Some(shares(cpu_request)),
         cpu_quota: cpu.map(quota),

@@ -202,12 +202,18 @@ fn conditions(
     let initialized = match (phase, view.initialized) {
         ("Succeeded", _) => (true, "PodCompleted", String::new()),
         (_, true) => (true, "", String::new()),
-        _ => (false, "ContainersNotInitialized", format!("containers with incomplete status: [{}]", incomplete.join(" "))),
+        _ => (
+            false,
+            "ContainersNotInitialized",
+            format!("containers with incomplete status: [{}]", incomplete.join(" ")),
+        ),
     };
     let containers = match (ended, unready.is_empty()) {
         (Some(reason), _) => (false, reason, String::new()),
         (None, true) => (true, "", String::new()),
-        (None, false) => (false, "ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" "))),
+        (None, false) => {
+            (false, "ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" ")))
+        }
     };
     let gates = closed_gates(view.pod);
     let ready = match (containers.0, gates.is_empty()) {
@@ -245,7 +251,12 @@ fn closed_gates(pod: &Desired) -> Vec<String> {
     let gates = pod.spec().readiness_gates.iter().flatten();
     gates
         .filter(|g| !open(&g.condition_type))
-        .map(|g| format!("corresponding condition of pod readiness gate {:?} does not exist or is not True.", g.condition_type))
+        .map(|g| {
+            format!(
+                "corresponding condition of pod readiness gate {:?} does not exist or is not True.",
+                g.condition_type
+            )
+        })
         .collect()
 }
 
@@ -337,8 +348,7 @@ mod tests {
     fn phases_and_conditions() {
         let outcome = |case: Case, phase: &str| {
             let mut case = case;
-            case.history.outcome =
-                Some(Outcome { phase: phase.into(), reason: String::new(), message: String::new() });
+            case.history.outcome = Some(Outcome { phase: phase.into(), reason: String::new(), message: String::new() });
             case
         };
         use super::super::disk::Outcome;
@@ -361,7 +371,11 @@ mod tests {
                 "Running init True ready False(ContainersNotReady) i=Completed/0 a=Running/0 b=Running/0",
             ),
             (
-                Case::new(true).ran("i", 0, ended(0)).runs("a", true).ran("b", 4, ended(1)).waits("b", "CrashLoopBackOff"),
+                Case::new(true)
+                    .ran("i", 0, ended(0))
+                    .runs("a", true)
+                    .ran("b", 4, ended(1))
+                    .waits("b", "CrashLoopBackOff"),
                 "Running init True ready False(ContainersNotReady) i=Completed/0 a=Running/0 b=CrashLoopBackOff/4",
             ),
             (

@@ -9,7 +9,7 @@ use crate::kinds::{Kind, Object, meta};
 use super::Registry;
 
 /// Namespaces that are never deleted.
-pub const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
+const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
 /// Fills in what admission sets on a new object.
 pub(super) fn mutate_create(kind: &Kind, object: &mut Object) {

@@ -132,7 +132,7 @@ impl Raw {
 }
 
 /// The bytes to store of an object.
-pub fn encode(object: &Object) -> Result<Bytes, Status> {
+pub(super) fn encode(object: &Object) -> Result<Bytes, Status> {
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(START);
     let failed = |e| Status::internal(format!("encode {}: {e}", meta::name(object)));
@@ -186,7 +186,10 @@ mod tests {
         assert_eq!(Value::Object(raw.object().unwrap()), expected);
         assert_eq!(Value::Object(raw.labels().unwrap()), object["metadata"]["labels"]);
         assert!(!raw.body.windows(15).any(|w| w == b"resourceVersion"));
-        assert!(raw.json().starts_with(br#"{"kind":"Deployment","apiVersion":"apps/v1","metadata":{"resourceVersion":"42","#));
+        assert!(
+            raw.json()
+                .starts_with(br#"{"kind":"Deployment","apiVersion":"apps/v1","metadata":{"resourceVersion":"42","#)
+        );
         let mut partial = Vec::new();
         raw.write_metadata_to(&mut partial).unwrap();
         let partial: Value = serde_json::from_slice(&partial).unwrap();

@@ -82,7 +82,7 @@ pub(super) fn is_finished(kind: &Kind, object: &Object) -> bool {
     meta::is_deleting(object)
         && meta::int_at(object, "/metadata/deletionGracePeriodSeconds").unwrap_or(0) == 0
         && meta::finalizers(object).next().is_none()
-        && !(is_namespace(kind) && !meta::list_at(object, "/spec/finalizers").is_empty())
+        && (!is_namespace(kind) || meta::list_at(object, "/spec/finalizers").is_empty())
 }
 
 fn set_propagation(object: &mut Object, policy: Option<Propagation>) {

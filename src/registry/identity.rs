@@ -57,7 +57,7 @@ pub(super) fn check_same(kind: &Kind, new: &Object, old: &Object) -> Result<(), 
         return Err(Status::conflict(&kind.group, &kind.plural, name, &why));
     }
     match meta::resource_version(new) {
-        "" => Ok(()),
+        "" | "0" => Ok(()),
         given if given == meta::resource_version(old) => Ok(()),
         given if given.parse::<u64>().is_err() => {
             let error = crate::kinds::status::FieldError::invalid(
@@ -96,9 +96,15 @@ pub(super) fn keep(new: &mut Object, old: &Object) {
     let empty = Object::new();
     let old = meta::object_at(old, "/metadata").unwrap_or(&empty);
     let new = meta::child(new, "metadata");
-    for key in
-        ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generateName", "generation"]
-    {
+    for key in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "generateName",
+        "generation",
+    ] {
         match old.get(key) {
             Some(value) => new.insert(key.into(), value.clone()),
             None => new.remove(key),
@@ -115,7 +121,8 @@ pub(super) fn generate_name(object: &mut Object) {
 /// Whether two objects differ in nothing but `metadata.managedFields`.
 pub(super) fn same_but_managed(a: &Object, b: &Object) -> bool {
     let rest = |o: &Object| o.len();
-    let others = |value: &Value| value.as_object().map_or(0, |m| m.len() - usize::from(m.contains_key("managedFields")));
+    let others =
+        |value: &Value| value.as_object().map_or(0, |m| m.len() - usize::from(m.contains_key("managedFields")));
     rest(a) == rest(b)
         && a.iter().all(|(key, value)| match (key.as_str(), value, b.get(key)) {
             ("metadata", Value::Object(map), Some(other)) => {

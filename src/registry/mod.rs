@@ -14,16 +14,20 @@ mod bootstrap;
 mod delete;
 mod error;
 mod identity;
+mod list;
 mod model;
 mod options;
 mod read;
 mod select;
 mod sub;
 mod watch;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as latest;
 
@@ -33,13 +37,16 @@ use crate::kinds::{Kind, Object, Subresource};
 use crate::store::Store;
 
 pub use body::Raw;
+pub use error::too_large as future_revision;
 pub use options::{
     DeleteOptions, FieldValidation, ListOptions, Patch, PatchType, Preconditions, Propagation, Warnings, WriteOptions,
 };
-pub use error::too_large as future_revision;
 pub use select::Filter;
 pub use watch::{Event, EventType, Watch};
 use write::Call;
+
+/// Deletes of a collection under way at a time.
+const DELETES: usize = 32;
 
 /// The objects of a cluster and the rules they follow. Cheap to clone; all clones are one registry.
 #[derive(Clone)]
@@ -116,7 +123,12 @@ impl Registry {
 
     /// A page of objects, or all of them without a limit. 410 for a continue token older than the kept history.
     pub fn list(&self, kind: &Kind, options: &ListOptions) -> Result<List, Status> {
-        read::list(&self.inner.store, kind, options)
+        list::list(&self.inner.store, kind, options)
+    }
+
+    /// [`Registry::list`] that lets other tasks run between every few hundred objects.
+    pub async fn list_slowly(&self, kind: &Kind, options: &ListOptions) -> Result<List, Status> {
+        list::list_slowly(&self.inner.store, kind, options).await
     }
 
     /// All objects the options select, as typed structs.
@@ -135,7 +147,13 @@ impl Registry {
     }
 
     /// Creates an object; name and namespace are the object's, a missing namespace is `ns`.
-    pub async fn create(&self, kind: &Kind, ns: &str, object: Object, options: &WriteOptions) -> Result<Object, Status> {
+    pub async fn create(
+        &self,
+        kind: &Kind,
+        ns: &str,
+        object: Object,
+        options: &WriteOptions,
+    ) -> Result<Object, Status> {
         Call::new(self, kind, ns, options).create(object).await
     }
 
@@ -193,11 +211,16 @@ impl Registry {
         list: &ListOptions,
         options: &DeleteOptions,
     ) -> Result<List, Status> {
-        let selected = self.list(kind, list)?;
-        for raw in &selected.items {
-            match self.delete(kind, &raw.key.namespace, &raw.key.name, options).await {
-                Err(status) if status.code != 404 => return Err(status),
-                _ => {}
+        let selected = self.list_slowly(kind, list).await?;
+        for some in selected.items.chunks(DELETES) {
+            // Several at a time share one write to disk.
+            let deletes: Vec<_> =
+                some.iter().map(|raw| self.delete(kind, &raw.key.namespace, &raw.key.name, options)).collect();
+            for result in join_all(deletes).await {
+                match result {
+                    Err(status) if status.code != 404 => return Err(status),
+                    _ => {}
+                }
             }
         }
         Ok(selected)

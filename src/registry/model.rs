@@ -1,11 +1,11 @@
 //! What the field table does for writes: pruning and strict validation, patches, managed fields.
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::kinds::patch::{json, merge, strategic};
 use crate::kinds::status::{FieldError, Status};
-use crate::kinds::{Kind, Object, Subresource, fields, scale, schema};
+use crate::kinds::{Kind, Object, Subresource, apply, fields, meta, scale, schema};
 
 use super::{FieldValidation, Patch, PatchType, WriteOptions};
 
@@ -38,7 +38,8 @@ pub(super) fn prune(kind: &Kind, object: &mut Object, options: &WriteOptions) ->
     }
 }
 
-/// Records in `metadata.managedFields` who changed which fields.
+/// Records in `metadata.managedFields` who changed which fields. Volatile kinds are left out: heartbeats and events are
+/// not worth the work.
 pub(super) fn track(
     kind: &Kind,
     new: &mut Object,
@@ -47,18 +48,62 @@ pub(super) fn track(
     sub: Option<Subresource>,
     now: Timestamp,
 ) {
+    let Some(ty) = fields::of(&kind.group, &kind.version, &kind.kind).filter(|_| !kind.volatile) else { return };
+    let (version, time) = (kind.api_version(), meta::format_time(now));
+    let writer = writer(options, &version, &time, sub);
+    apply::update_manager(ty, old, new, &writer);
 }
 
-/// The object that server-side apply creates.
-pub(super) fn apply_new(
+/// The object that server-side apply creates, or makes of the live one.
+pub(super) fn applied(
     kind: &Kind,
-    ns: &str,
     name: &str,
+    live: Option<&Object>,
+    sub: Option<Subresource>,
     patch: &Patch,
     options: &WriteOptions,
     now: Timestamp,
 ) -> Result<Object, Status> {
-    Err(Status::unsupported_media_type("application/json-patch+json"))
+    let Some(ty) = fields::of(&kind.group, &kind.version, &kind.kind) else {
+        return Err(Status::unsupported_media_type("application/json-patch+json, application/merge-patch+json"));
+    };
+    let mut document = document(patch)?;
+    if meta::name(&document).is_empty() {
+        meta::set(&mut document, "/metadata/name", name);
+    }
+    if live.is_none() && (!meta::uid(&document).is_empty() || !meta::resource_version(&document).is_empty()) {
+        let why =
+            "uid mismatch: the provided object specified uid or resourceVersion, and no existing object was found";
+        return Err(Status::conflict(&kind.group, &kind.plural, name, why));
+    }
+    let (version, time) = (kind.api_version(), meta::format_time(now));
+    let writer = writer(options, &version, &time, sub);
+    apply::apply(ty, live, &document, &writer, options.force).map_err(|error| {
+        let code = error.code();
+        let text = error.to_string();
+        match error {
+            apply::Error::Conflicts(conflicts) => {
+                let causes: Vec<Value> = conflicts.iter().map(apply::Conflict::cause).collect();
+                Status { details: json!({ "causes": causes }), ..Status::new(409, "Conflict", text) }
+            }
+            _ if code == 400 => Status::bad_request(text),
+            _ => Status::new(500, "InternalError", text),
+        }
+    })
+}
+
+fn writer<'a>(
+    options: &'a WriteOptions,
+    version: &'a str,
+    time: &'a str,
+    sub: Option<Subresource>,
+) -> apply::Writer<'a> {
+    apply::Writer {
+        manager: &options.manager,
+        api_version: version,
+        subresource: sub.map_or("", Subresource::name),
+        time,
+    }
 }
 
 /// The patched object. For `/scale` the patch is of the `Scale`, and so is the result.
@@ -75,8 +120,9 @@ pub(super) fn patch(
         true => (scale::from_object(old), fields::of("autoscaling", "v1", "Scale")),
         false => (old.clone(), fields::of(&kind.group, &kind.version, &kind.kind)),
     };
-    let name = crate::kinds::meta::name(old);
-    let invalid = |text: String| Status::invalid(&kind.group, &kind.kind, name, &[FieldError::invalid("patch", "", text)]);
+    let name = meta::name(old);
+    let invalid =
+        |text: String| Status::invalid(&kind.group, &kind.kind, name, &[FieldError::invalid("patch", "", text)]);
     let patched = match (patch.kind, ty) {
         (PatchType::Json, _) => json::apply(base, &patch.body).map_err(|error| match error {
             json::Error::Decode(_) => Status::bad_request(error.to_string()),
@@ -98,7 +144,14 @@ pub(super) fn patch(
             let accepted = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
             return Err(Status::unsupported_media_type(accepted));
         }
-        (PatchType::Apply, _) => return Err(Status::unsupported_media_type("")),
+        (PatchType::Apply, _) if scaled => {
+            let accepted = "application/json-patch+json, application/merge-patch+json";
+            return Err(Status::unsupported_media_type(accepted));
+        }
+        (PatchType::Apply, _) => {
+            let name = meta::name(old);
+            return Ok((applied(kind, name, Some(old), sub, patch, options, now)?, Operation::Apply));
+        }
     };
     Ok((patched, Operation::Update))
 }

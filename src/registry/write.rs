@@ -9,7 +9,7 @@ use crate::store::{Durability, Error, Expect, Write};
 use super::body::encode;
 use super::delete::{self, Plan};
 use super::model::{self, Operation};
-use super::{Deleted, DeleteOptions, Patch, PatchType, Registry, WriteOptions, admission, error, identity, read, sub};
+use super::{DeleteOptions, Deleted, Patch, PatchType, Registry, WriteOptions, admission, error, identity, read, sub};
 
 /// Largest object in bytes, as etcd's limit of a request.
 const MAX_OBJECT: usize = 1536 << 10;
@@ -64,7 +64,7 @@ impl<'a> Call<'a> {
     }
 
     pub(super) async fn update(&self, name: &str, sub: Option<Subresource>, new: Object) -> Result<Object, Status> {
-        let unconditional = meta::resource_version(&new).is_empty();
+        let unconditional = ["", "0"].contains(&meta::resource_version(&new));
         for _ in 1..ATTEMPTS {
             let old = self.get(name)?;
             match self.replace(old, new.clone(), sub, Operation::Update).await {
@@ -106,7 +106,7 @@ impl<'a> Call<'a> {
         loop {
             let old = match self.get(name) {
                 Err(status) if status.code == 404 && patch.kind == PatchType::Apply && sub.is_none() => {
-                    let object = model::apply_new(self.kind, self.ns, name, patch, self.options, self.now)?;
+                    let object = model::applied(self.kind, name, None, None, patch, self.options, self.now)?;
                     match self.create_as(object, Operation::Apply).await {
                         Err(status) if status.reason == "AlreadyExists" && attempt < ATTEMPTS => {
                             attempt += 1;

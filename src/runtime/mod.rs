@@ -8,6 +8,7 @@ mod cgroup;
 mod client;
 mod container;
 mod error;
+pub mod host;
 mod protocol;
 mod sandbox;
 mod seccomp;

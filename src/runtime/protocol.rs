@@ -129,7 +129,13 @@ pub(super) fn send(socket: impl AsFd, message: &impl Serialize, fds: &[RawFd]) -
 /// Receives one packet; `None` at the end of the connection.
 pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
-    let mut buffer = vec![0; MAX_PACKET];
+    // As long as the packet: what a shim once touched it keeps.
+    let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+    let length = nix::sys::socket::recv(socket.as_fd().as_raw_fd(), &mut [], peek)?;
+    if length > MAX_PACKET {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "packet too long"));
+    }
+    let mut buffer = vec![0; length.max(1)];
     let mut slices = [IoSliceMut::new(&mut buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut slices, Some(&mut space), flags)?;
@@ -140,10 +146,7 @@ pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
             fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
         }
     }
-    let (length, truncated) = (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC));
-    if truncated {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "packet too long"));
-    }
+    let length = message.bytes;
     if length == 0 {
         return Ok(None);
     }

@@ -89,7 +89,8 @@ impl Sandbox {
             pid,
             state: watch::Sender::new(state),
             link: Mutex::new(link.clone()),
-            next: AtomicU64::new(1),
+            // Not from 1: the answer to an earlier daemon's request must not pass for one of ours.
+            next: AtomicU64::new(sys::now() as u64),
             calls: Mutex::default(),
             execs: Mutex::default(),
             reader: Mutex::default(),

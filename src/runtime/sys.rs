@@ -30,17 +30,12 @@ pub(super) const RESOLVE_IN_ROOT: u64 = 0x10;
 pub(super) const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 /// `openat2`: fail where the path leads out of the directory.
 pub(super) const RESOLVE_BENEATH: u64 = 0x08;
-/// `openat2`: refuse symbolic links.
-pub(super) const RESOLVE_NO_SYMLINKS: u64 = 0x04;
-
 /// Mount attribute: read-only.
 pub(super) const MOUNT_ATTR_RDONLY: u64 = 0x1;
 /// Mount attribute: set-user-ID bits mean nothing.
 pub(super) const MOUNT_ATTR_NOSUID: u64 = 0x2;
 /// Mount attribute: device nodes do not open.
 pub(super) const MOUNT_ATTR_NODEV: u64 = 0x4;
-/// Mount attribute: nothing can be executed.
-pub(super) const MOUNT_ATTR_NOEXEC: u64 = 0x8;
 
 /// A path as the kernel wants it.
 pub(super) fn cstring(path: impl AsRef<Path>) -> io::Result<CString> {
@@ -139,13 +134,6 @@ pub(super) fn new_tmpfs(options: &[(&CStr, &CStr)], attributes: u64) -> io::Resu
 pub(super) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes two numbers.
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
-}
-
-/// Sends a signal to exactly that process.
-pub(super) fn pidfd_kill(process: impl AsFd, signal: i32) -> io::Result<()> {
-    let (fd, info) = (process.as_fd().as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
-    // SAFETY: without a siginfo the kernel fills in its own.
-    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, 0) }).map(drop)
 }
 
 /// Marks every descriptor from `first` on close-on-exec, or closes it.

@@ -165,12 +165,13 @@ mod tests {
         ] {
             assert_eq!(node(terms.clone()).matches("pi", &labels()), expected, "{terms}");
         }
-        let affinity: NodeAffinity = serde_json::from_value(json!({"preferredDuringSchedulingIgnoredDuringExecution": [
-            {"weight": 10, "preference": {"matchExpressions": [disk]}},
-            {"weight": 5, "preference": {"matchExpressions": [gpu]}},
-            {"weight": 1, "preference": name("pi")},
-        ]}))
-        .unwrap();
+        let affinity: NodeAffinity =
+            serde_json::from_value(json!({"preferredDuringSchedulingIgnoredDuringExecution": [
+                {"weight": 10, "preference": {"matchExpressions": [disk]}},
+                {"weight": 5, "preference": {"matchExpressions": [gpu]}},
+                {"weight": 1, "preference": name("pi")},
+            ]}))
+            .unwrap();
         assert_eq!(preferred(&affinity, "pi", &labels()), 11);
         assert!(required(&Labels::new(), &affinity, "pi", &labels()));
         let selector: Labels = [("disk".to_owned(), "hdd".to_owned())].into();

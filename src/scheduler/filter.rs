@@ -57,7 +57,11 @@ pub fn filter(request: &Request<'_>, node: &Node) -> Result<(), Refusal> {
 
 /// NodeUnschedulable
 fn unschedulable(request: &Request<'_>, node: &Node) -> Result<(), Refusal> {
-    let cordon = taints::Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Default::default() };
+    let cordon = taints::Taint {
+        key: "node.kubernetes.io/unschedulable".into(),
+        effect: "NoSchedule".into(),
+        ..Default::default()
+    };
     if !node.unschedulable || request.pod.spec.tolerations.iter().any(|t| t.tolerates(&cordon)) {
         return Ok(());
     }
@@ -164,7 +168,11 @@ mod tests {
         let cases: Vec<(Value, &Value, Option<(&str, bool)>)> = vec![
             (json!({}), &plain, None),
             (json!({}), &cordoned, Some(("node(s) were unschedulable", false))),
-            (json!({"tolerations": [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]}), &cordoned, None),
+            (
+                json!({"tolerations": [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]}),
+                &cordoned,
+                None,
+            ),
             (json!({"nodeName": "other"}), &plain, Some(("node(s) didn't match the requested node name", false))),
             (json!({}), &tainted, Some(("node(s) had untolerated taint(s)", false))),
             (json!({"tolerations": [{"key": "a", "value": "b"}]}), &tainted, None),
@@ -180,7 +188,11 @@ mod tests {
             (asks(json!({"cpu": "1"})), &plain, None),
             (asks(json!({"cpu": "1001m"})), &plain, Some(("Insufficient cpu", true))),
             (asks(json!({"cpu": "3"})), &plain, Some(("Insufficient cpu", false))),
-            (asks(json!({"cpu": "1500m", "memory": "2Gi"})), &plain, Some(("Insufficient cpu,Insufficient memory", false))),
+            (
+                asks(json!({"cpu": "1500m", "memory": "2Gi"})),
+                &plain,
+                Some(("Insufficient cpu,Insufficient memory", false)),
+            ),
             (asks(json!({"example.com/gpu": "1"})), &plain, Some(("Insufficient example.com/gpu", false))),
         ];
         for (spec, more, expected) in cases {

@@ -67,19 +67,22 @@ mod tests {
         for (refusals, hope, expected) in [
             (vec![], Hope::None, "no nodes available to schedule pods"),
             (
-                vec![selector.clone()], Hope::None,
+                vec![selector.clone()],
+                Hope::None,
                 "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector. \
                  preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.",
             ),
             (
-                vec![cpu.clone(), both, selector], Hope::None,
+                vec![cpu.clone(), both, selector],
+                Hope::None,
                 "0/3 nodes are available: 1 Insufficient memory, 1 node(s) didn't match Pod's node affinity/selector, \
                  2 Insufficient cpu. preemption: 0/3 nodes are available: \
                  1 Preemption is not helpful for scheduling, 2 No preemption victims found for incoming pod.",
             ),
             (vec![cpu.clone()], Hope::Victims, "0/1 nodes are available: 1 Insufficient cpu."),
             (
-                vec![cpu], Hope::Never,
+                vec![cpu],
+                Hope::Never,
                 "0/1 nodes are available: 1 Insufficient cpu. \
                  preemption: not eligible due to preemptionPolicy=Never.",
             ),

@@ -47,7 +47,11 @@ const RETRY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// If pods or nodes are not served.
-pub async fn run(registry: &Registry, events: &EventRecorder, shutdown: impl Future<Output = ()>) -> Result<(), Status> {
+pub async fn run(
+    registry: &Registry,
+    events: &EventRecorder,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Status> {
     let kind = |resource| {
         let served = registry.kinds().by_resource(resource);
         served.ok_or_else(|| Status::internal(format!("{resource} are not served")))
@@ -230,11 +234,8 @@ impl Scheduler<'_> {
             Decision::Fail { refusals, hope, preempt } => {
                 let message = message::failure(&refusals, hope);
                 let victims = preempt.iter().flat_map(|c| &c.victims).map(|(k, v)| ((*k).clone(), v.uid.clone()));
-                let failure = Failure {
-                    message,
-                    victims: victims.collect(),
-                    node: preempt.map(|c| c.node.name.clone()),
-                };
+                let failure =
+                    Failure { message, victims: victims.collect(), node: preempt.map(|c| c.node.name.clone()) };
                 self.fail(key, pod, failure);
             }
         }

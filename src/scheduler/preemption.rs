@@ -94,8 +94,11 @@ mod tests {
             ("the lowest goes", vec![("a", "n1", "2", 1, 0), ("b", "n1", "2", 0, 0)], Some(("n1", vec!["b"]))),
             ("the younger goes", vec![("a", "n1", "2", 0, 9), ("b", "n1", "2", 0, 5)], Some(("n1", vec!["a"]))),
             ("the lower node", vec![("a", "n1", "4", 5, 0), ("b", "n2", "4", 3, 0)], Some(("n2", vec!["b"]))),
-            ("the fewer", vec![("a", "n1", "2", 0, 0), ("b", "n1", "2", 0, 0), ("c", "n1", "0", 10, 0),
-                               ("d", "n2", "4", 0, 0)], Some(("n1", vec!["b"]))),
+            (
+                "the fewer",
+                vec![("a", "n1", "2", 0, 0), ("b", "n1", "2", 0, 0), ("c", "n1", "0", 10, 0), ("d", "n2", "4", 0, 0)],
+                Some(("n1", vec!["b"])),
+            ),
             ("the later", vec![("a", "n1", "4", 0, 5), ("b", "n2", "4", 0, 9)], Some(("n2", vec!["b"]))),
         ];
         let pod = pod(json!({"spec": {"priority": 10, "containers": [{"resources": {"requests": {"cpu": "2"}}}]}}));

@@ -153,11 +153,23 @@ mod tests {
     fn pods_ask_for_the_most_they_need_at_once() {
         for (what, pod, cpu) in [
             ("containers add up", json!({"containers": [asks("100m"), asks("0.2")]}), 300),
-            ("init containers come one by one", json!({"containers": [asks("1")], "initContainers": [asks("2"), asks("3")]}), 3000),
+            (
+                "init containers come one by one",
+                json!({"containers": [asks("1")], "initContainers": [asks("2"), asks("3")]}),
+                3000,
+            ),
             ("small ones do not count", json!({"containers": [asks("1")], "initContainers": [asks("500m")]}), 1000),
             ("sidecars stay", json!({"containers": [asks("1")], "initContainers": [sidecar("1"), asks("500m")]}), 2000),
-            ("only earlier sidecars", json!({"containers": [asks("1")], "initContainers": [asks("4"), sidecar("1")]}), 4000),
-            ("init beside sidecar", json!({"containers": [asks("1")], "initContainers": [sidecar("1"), asks("4")]}), 5000),
+            (
+                "only earlier sidecars",
+                json!({"containers": [asks("1")], "initContainers": [asks("4"), sidecar("1")]}),
+                4000,
+            ),
+            (
+                "init beside sidecar",
+                json!({"containers": [asks("1")], "initContainers": [sidecar("1"), asks("4")]}),
+                5000,
+            ),
             ("overhead", json!({"containers": [asks("1")], "overhead": {"cpu": "10m"}}), 1010),
             ("for the whole pod", json!({"containers": [asks("1")], "resources": {"requests": {"cpu": "3"}}}), 3000),
         ] {

@@ -105,12 +105,20 @@ mod tests {
         let none = || Value::Null;
         for (what, nodes, spec, expected) in [
             ("the free one", [("a", size(), plain(), busy()), ("b", size(), plain(), none())], asks.clone(), "b"),
-            ("without requests too", [("a", size(), plain(), busy()), ("b", size(), plain(), none())], json!({"containers": [{}]}), "b"),
+            (
+                "without requests too",
+                [("a", size(), plain(), busy()), ("b", size(), plain(), none())],
+                json!({"containers": [{}]}),
+                "b",
+            ),
             ("the preferred one", [("a", size(), plain(), none()), ("b", size(), labelled(), busy())], wish, "b"),
             ("not the tainted one", [("a", size(), soft(), none()), ("b", size(), plain(), busy())], asks.clone(), "b"),
-            ("the one it balances", [
-                ("a", size(), plain(), json!({"cpu": "2"})), ("b", size(), plain(), json!({"memory": "2Gi"})),
-            ], asks.clone(), "b"),
+            (
+                "the one it balances",
+                [("a", size(), plain(), json!({"cpu": "2"})), ("b", size(), plain(), json!({"memory": "2Gi"}))],
+                asks.clone(),
+                "b",
+            ),
             ("the first of equals", [("a", size(), plain(), none()), ("b", size(), plain(), none())], asks, "a"),
         ] {
             assert_eq!(winner(&nodes, spec), expected, "{what}");

@@ -196,7 +196,8 @@ impl Snapshot {
         }
         // A pod that shrinks in place makes room too.
         let effect = self.pod_gone(key);
-        let node = self.nodes.entry(pod.node.clone()).or_insert_with(|| Node { name: pod.node.clone(), ..Node::default() });
+        let node =
+            self.nodes.entry(pod.node.clone()).or_insert_with(|| Node { name: pod.node.clone(), ..Node::default() });
         node.take(&pod);
         self.pods.insert(key.clone(), pod);
         effect

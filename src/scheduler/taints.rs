@@ -60,7 +60,9 @@ impl Toleration {
 
 /// The first taint of one of `effects` that none of the tolerations tolerates.
 pub fn untolerated<'a>(taints: &'a [Taint], tolerations: &[Toleration], effects: &[&str]) -> Option<&'a Taint> {
-    taints.iter().find(|taint| effects.contains(&taint.effect.as_str()) && !tolerations.iter().any(|t| t.tolerates(taint)))
+    taints
+        .iter()
+        .find(|taint| effects.contains(&taint.effect.as_str()) && !tolerations.iter().any(|t| t.tolerates(taint)))
 }
 
 /// What the NoExecute taints of its node mean for a pod.

@@ -161,7 +161,8 @@ fn set(pod: &mut Object, kind: &str, status: &str, reason: &str, message: &str, 
     match known {
         Some(at) => {
             let old = &conditions[at];
-            let same = |field: &str| old.get(field).and_then(Value::as_str) == condition.get(field).and_then(Value::as_str);
+            let same =
+                |field: &str| old.get(field).and_then(Value::as_str) == condition.get(field).and_then(Value::as_str);
             if same("status") {
                 if same("reason") && same("message") {
                     return;

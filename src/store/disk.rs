@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi, params};
 
 use super::{
     Error, Key,
@@ -97,7 +97,11 @@ pub(super) fn open(path: &Path) -> Result<Opened, Error> {
     let dictionaries = load_dictionaries(&connection).map_err(fail)?;
     let mut writer = Writer { connection, path: path.into(), reserved: 0, _lock: lock };
     let revision = from_sql(revision);
-    writer.write(&HashMap::new(), &[], revision)?;
+    match writer.write(&HashMap::new(), &[], revision) {
+        // What is there can be read; the first write that finds room makes the reservation.
+        Err(e @ Error::Full { .. }) => tracing::warn!("{e}: writes fail until there is room"),
+        other => other?,
+    }
     let connection = connect(path).map_err(fail)?;
     connection.pragma_update(None, "query_only", true).map_err(fail)?;
     Ok(Opened { writer, reader: Reader { connection, path: path.into() }, dictionaries, revision })
@@ -300,6 +304,9 @@ pub(super) fn database_error(path: &Path, source: rusqlite::Error) -> Error {
     use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
     if let FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..) = source {
         return Error::Corrupt { path, detail: source.to_string() };
+    }
+    if source.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_IOERR_SHMSIZE) {
+        return Error::Full { path };
     }
     match source.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => Error::Full { path },

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 const APPLETS: &[&str] = &[
-    "sh", "bash", "cat", "ls", "echo", "env", "sleep", "id", "hostname", "wget", "httpd", "nc", "ps", "kill", "touch", "date",
-    "df", "mount", "true", "false", "seq", "stat", "mkdir", "rm", "yes", "head", "test", "nslookup", "ip", "free", "dd", "tar",
+    "sh", "bash", "cat", "ls", "echo", "env", "sleep", "id", "hostname", "wget", "httpd", "nc", "ps", "kill", "touch",
+    "date", "df", "mount", "true", "false", "seq", "stat", "mkdir", "rm", "yes", "head", "test", "nslookup", "ip",
+    "free", "dd", "tar",
 ];
 
 /// An image's names and command.
@@ -20,8 +21,7 @@ pub struct Recipe<'a> {
 }
 
 /// A shell with the usual applets.
-pub const BUSYBOX: Recipe<'static> =
-    Recipe { names: &["busybox:latest"], command: &["sh"], env: &[], files: &[] };
+pub const BUSYBOX: Recipe<'static> = Recipe { names: &["busybox:latest"], command: &["sh"], env: &[], files: &[] };
 
 /// A web server in nginx's place: answers `GET /` on port 80.
 pub const WEB: Recipe<'static> = Recipe {

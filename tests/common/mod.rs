@@ -252,8 +252,7 @@ pub fn run(command: &mut Command) -> String {
 /// Runs a command with standard input.
 pub fn run_with_input(command: &mut Command, input: &str) -> String {
     use std::io::Write;
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     checked(command, output)

@@ -27,7 +27,12 @@ pub(in crate::api) fn form(accept: &str) -> Result<Form, Status> {
 
 /// Whether a clause of the header names this document, such as `APIGroupDiscoveryList` of `apidiscovery.k8s.io/v2`,
 /// before any clause that means plain JSON.
-pub(in crate::api) fn accepts(accept: &str, document: &str, group: &str, versions: &[&'static str]) -> Option<&'static str> {
+pub(in crate::api) fn accepts(
+    accept: &str,
+    document: &str,
+    group: &str,
+    versions: &[&'static str],
+) -> Option<&'static str> {
     for clause in clauses(accept) {
         if clause.json && clause.document.is_empty() {
             return None;
@@ -107,7 +112,7 @@ mod tests {
 
     #[test]
     fn other_documents_are_asked_for_by_name() {
-        let of = |accept| accepts(accept, "APIGroupDiscoveryList", "apidiscovery.k8s.io", &["v2", "v2beta1"]);
+        let of = |accept: &str| accepts(accept, "APIGroupDiscoveryList", "apidiscovery.k8s.io", &["v2", "v2beta1"]);
         let clause = |v: &str| format!("application/json;g=apidiscovery.k8s.io;v={v};as=APIGroupDiscoveryList");
         assert_eq!(of(&format!("{},{},application/json", clause("v2"), clause("v2beta1"))), Some("v2"));
         assert_eq!(of(&format!("{},application/json", clause("v2beta1"))), Some("v2beta1"));

@@ -10,20 +10,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use serde::Deserialize;
 use serde_json::{Value, json};
-use tracing::warn;
 
 use crate::events::{EventKind, EventRecorder, Reference};
 use crate::kinds::hash::template_hash;
 use crate::kinds::meta;
+use crate::kinds::selector::LabelSelector;
 use crate::kinds::status::Status;
 use crate::kinds::{Kind, Object, Subresource};
-use crate::registry::{DeleteOptions, ListOptions, Registry, WriteOptions};
+use crate::registry::{DeleteOptions, Registry, WriteOptions};
 use crate::store::Key;
 
 use super::claim::{self, Owner};
-use super::model::{Labels, Meta, Pod, Selector, controller_reference, now, to_object};
+use super::model::{Meta, Pod, controller_reference, now, to_object};
 use super::replicaset::plan::ReplicaSet;
 use super::runner::{Change, Controller, Interest, Next, Orphans};
 use super::{kind, namespace_is_terminating, still_there};
@@ -84,9 +83,10 @@ impl Deployments {
         sets.sort_by(|a, b| a.metadata.uid.cmp(&b.metadata.uid));
         sets.dedup_by(|a, b| a.metadata.uid == b.metadata.uid);
         let owner = Owner { api_version: "apps/v1", kind: "Deployment", meta };
+        let selector = LabelSelector::from_object(&deployment.spec.selector);
         let mut claimed = Vec::with_capacity(sets.len());
         for set in sets {
-            let claim = claim::claim(meta, &deployment.spec.selector, &set.metadata);
+            let claim = claim::claim(meta, &selector, &set.metadata);
             if claim::settle(&self.registry, &self.sets, &owner, &set.metadata, claim, &self.options).await? {
                 claimed.push(set);
             }
@@ -226,26 +226,6 @@ impl Deployments {
         self.events.record(&about, kind, reason, message);
     }
 
-    /// The Deployments that could adopt a set.
-    fn adopters(&self, namespace: &str, labels: &Labels) -> Vec<Key> {
-        #[derive(Deserialize)]
-        struct Candidate {
-            metadata: Meta,
-            spec: Selecting,
-        }
-        #[derive(Deserialize)]
-        struct Selecting {
-            selector: Selector,
-        }
-        let listed = self.registry.list_as::<Candidate>(&self.deployments, &ListOptions::within(namespace));
-        let candidates = listed.unwrap_or_else(|status| {
-            warn!(%status, namespace, "cannot list Deployments");
-            Vec::new()
-        });
-        let matching = candidates.into_iter().filter(|c| c.spec.selector.matches(labels));
-        matching.map(|c| deployment_key(namespace, &c.metadata.name)).collect()
-    }
-
     /// The Deployment of a pod that came to its end: one that recreates waits for that.
     fn of_pod(&self, change: &Change<'_>) -> Option<Key> {
         let set = change.meta.controller().filter(|owner| owner.kind == "ReplicaSet")?;
@@ -278,7 +258,7 @@ impl Controller for Deployments {
         let ours: BTreeSet<&str> = owners.filter(|o| o.kind == "Deployment").map(|o| o.name.as_str()).collect();
         let mut keys: Vec<Key> = ours.into_iter().map(|name| deployment_key(namespace, name)).collect();
         if change.meta.controller().is_none() && !change.meta.deleting() {
-            keys.extend(self.adopters(namespace, &change.meta.labels));
+            keys.extend(claim::adopters(&self.registry, &self.deployments, namespace, &change.meta.labels));
         }
         keys
     }
@@ -299,7 +279,7 @@ fn new_set(deployment: &Deployment, creation: &Creation, hash: &str) -> Result<O
     meta::set(&mut template, &format!("/metadata/labels/{HASH}"), hash);
     let labels = meta::pointer(&template, "/metadata/labels").cloned();
     let mut selector = deployment.spec.selector.clone();
-    selector.match_labels.insert(HASH.to_owned(), hash.to_owned());
+    meta::set(&mut selector, &format!("/matchLabels/{HASH}"), hash);
     let mut spec = json!({"replicas": creation.replicas, "selector": selector, "template": template});
     if deployment.spec.min_ready_seconds != 0 {
         spec["minReadySeconds"] = deployment.spec.min_ready_seconds.into();

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::controllers::model::{Condition, Meta, Selector, or_default};
+use crate::controllers::model::{Condition, Meta, or_default};
 use crate::controllers::replicaset::plan::{is_zero, one};
 use crate::kinds::Object;
 
@@ -26,8 +26,9 @@ pub struct Spec {
     /// `replicas`
     #[serde(default = "one")]
     pub replicas: i64,
-    /// `selector`
-    pub selector: Selector,
+    /// `selector`, as it is.
+    #[serde(deserialize_with = "or_default")]
+    pub selector: Object,
     /// `template`, as it is.
     #[serde(deserialize_with = "or_default")]
     pub template: Object,

@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 
-use crate::controllers::model::{Labels, Meta};
+use crate::controllers::model::{Annotations, Meta};
 use crate::controllers::replicaset::plan::{self as replicaset, ReplicaSet};
 use crate::events::EventKind;
 
@@ -50,7 +50,7 @@ pub struct Creation {
     /// Replicas to start with.
     pub replicas: i64,
     /// Its annotations.
-    pub annotations: Labels,
+    pub annotations: Annotations,
 }
 
 /// A change of a set.
@@ -63,7 +63,7 @@ pub struct Update {
     /// Its `minReadySeconds`.
     pub min_ready_seconds: i64,
     /// All of its annotations.
-    pub annotations: Labels,
+    pub annotations: Annotations,
 }
 
 /// Decides what to do.
@@ -190,7 +190,7 @@ impl Rollout<'_> {
 
     fn create_new(&mut self, highest_old: i64) -> (&'static str, String) {
         let wanted = self.deployment.spec.replicas;
-        let mut annotations = Labels::new();
+        let mut annotations = Annotations::new();
         revision::annotate(self.deployment, &mut annotations, highest_old);
         annotations.insert(DESIRED.to_owned(), wanted.to_string());
         annotations.insert(MAX.to_owned(), (wanted + self.deployment.max_surge()).to_string());

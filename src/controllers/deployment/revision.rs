@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::controllers::model::Labels;
+use crate::controllers::model::Annotations;
 use crate::controllers::replicaset::plan::ReplicaSet;
 use crate::kinds::Object;
 
@@ -64,7 +64,7 @@ pub fn revision(set: &ReplicaSet) -> i64 {
 
 /// Brings the annotations of the set of the current template up to date: the Deployment's own (change-cause among them)
 /// and the revision, which is above that of every old set. A set that is used again keeps its earlier revisions.
-pub fn annotate(deployment: &Deployment, annotations: &mut Labels, highest_old: i64) {
+pub fn annotate(deployment: &Deployment, annotations: &mut Annotations, highest_old: i64) {
     for (key, value) in &deployment.metadata.annotations {
         if !stays_behind(key) {
             annotations.insert(key.clone(), value.clone());
@@ -166,7 +166,7 @@ mod tests {
             "kubectl.kubernetes.io/last-applied-configuration": "{}"
         }}}))
         .unwrap();
-        let mut fresh = Labels::new();
+        let mut fresh = Annotations::new();
         annotate(&deployment, &mut fresh, 0);
         assert_eq!(fresh[REVISION], "1");
         assert_eq!(fresh["kubernetes.io/change-cause"], "image 2");

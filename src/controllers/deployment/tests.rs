@@ -256,7 +256,7 @@ fn scaling_during_a_rollout_is_proportional() {
         (10, [8, 5], 15, [11, 7]),
         (10, [8, 5], 5, [5, 3]),
         // What rounding leaves over goes to the newest.
-            (10, [5, 5], 20, [9, 14]),
+        (10, [5, 5], 20, [9, 14]),
         (10, [8, 5], 0, [0, 0]),
     ] {
         let mut c = Cluster::rolling(from, 3, 2);
@@ -367,7 +367,7 @@ fn the_new_set_carries_the_hash() {
     let mut c = Cluster::rolling(3, 1, 0);
     c.deployment.spec.template =
         json!({"metadata": {"labels": {"app": "web"}}, "spec": {}}).as_object().unwrap().clone();
-    c.deployment.spec.selector.match_labels.insert("app".to_owned(), "web".to_owned());
+    meta::set(&mut c.deployment.spec.selector, "/matchLabels/app", "web");
     let creation = Creation { replicas: 2, annotations: [(REVISION.to_owned(), "1".to_owned())].into() };
     assert_eq!(
         Value::Object(new_set(&c.deployment, &creation, "5d9").unwrap()),

@@ -9,19 +9,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, join_all};
-use serde::Deserialize;
 use serde_json::{Value, json};
-use tracing::warn;
 
 use crate::events::{EventKind, EventRecorder, Reference};
 use crate::kinds::meta;
+use crate::kinds::selector::LabelSelector;
 use crate::kinds::status::Status;
 use crate::kinds::{Kind, Object, Subresource};
-use crate::registry::{DeleteOptions, ListOptions, Registry, WriteOptions};
+use crate::registry::{DeleteOptions, Registry, WriteOptions};
 use crate::store::Key;
 
 use super::claim::{self, Owner};
-use super::model::{Labels, Meta, Pod, Selector, controller_reference, now, to_object};
+use super::model::{Meta, Pod, controller_reference, now, to_object};
 use super::runner::{Change, Controller, Interest, Next, Orphans};
 use super::{kind, namespace_is_terminating, still_there};
 use plan::{ReplicaSet, Step};
@@ -81,9 +80,10 @@ impl ReplicaSets {
             pods.extend(still_there(self.registry.get_as::<Pod>(&self.pods, &set.metadata.namespace, &name))?);
         }
         let owner = Owner { api_version: "apps/v1", kind: "ReplicaSet", meta: &set.metadata };
+        let selector = LabelSelector::from_object(&set.spec.selector);
         let mut claimed = Vec::with_capacity(pods.len());
         for pod in pods.into_iter().filter(Pod::active) {
-            let claim = claim::claim(&set.metadata, &set.spec.selector, &pod.metadata);
+            let claim = claim::claim(&set.metadata, &selector, &pod.metadata);
             if claim::settle(&self.registry, &self.pods, &owner, &pod.metadata, claim, &self.options).await? {
                 claimed.push(pod);
             }
@@ -188,26 +188,6 @@ impl ReplicaSets {
         };
         self.events.record(&about, kind, reason, message);
     }
-
-    /// The sets that could adopt a pod.
-    fn adopters(&self, namespace: &str, labels: &Labels) -> Vec<Key> {
-        #[derive(Deserialize)]
-        struct Candidate {
-            metadata: Meta,
-            spec: Selecting,
-        }
-        #[derive(Deserialize)]
-        struct Selecting {
-            selector: Selector,
-        }
-        let listed = self.registry.list_as::<Candidate>(&self.sets, &ListOptions::within(namespace));
-        let candidates = listed.unwrap_or_else(|status| {
-            warn!(%status, namespace, "cannot list ReplicaSets");
-            Vec::new()
-        });
-        let matching = candidates.into_iter().filter(|c| c.spec.selector.matches(labels));
-        matching.map(|c| set_key(namespace, &c.metadata.name)).collect()
-    }
 }
 
 impl Controller for ReplicaSets {
@@ -229,7 +209,7 @@ impl Controller for ReplicaSets {
         let mut keys: Vec<Key> =
             owners.filter(|o| o.kind == "ReplicaSet").map(|o| set_key(namespace, &o.name)).collect();
         if change.meta.controller().is_none() && !change.meta.deleting() {
-            keys.extend(self.adopters(namespace, &change.meta.labels));
+            keys.extend(claim::adopters(&self.registry, &self.sets, namespace, &change.meta.labels));
         }
         keys
     }

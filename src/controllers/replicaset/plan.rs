@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::controllers::model::{Condition, Labels, Meta, Pod, Selector, or_default};
-use crate::kinds::Object;
+use crate::controllers::model::{Annotations, Condition, Meta, Pod, or_default};
+use crate::kinds::selector::LabelSelector;
+use crate::kinds::{Object, meta};
 
 /// Most pods created or deleted in one go.
 const BURST: usize = 500;
@@ -34,8 +35,9 @@ pub struct Spec {
     /// `minReadySeconds`
     #[serde(deserialize_with = "or_default")]
     pub min_ready_seconds: i64,
-    /// `selector`
-    pub selector: Selector,
+    /// `selector`, as it is.
+    #[serde(deserialize_with = "or_default")]
+    pub selector: Object,
     /// `template`, as it is.
     #[serde(deserialize_with = "or_default")]
     pub template: Object,
@@ -125,16 +127,17 @@ fn age(since: Option<Timestamp>, now: Timestamp) -> Option<u32> {
 }
 
 /// `controller.kubernetes.io/pod-deletion-cost`; what is no 32-bit integer counts as 0.
-fn deletion_cost(annotations: &Labels) -> i32 {
+fn deletion_cost(annotations: &Annotations) -> i32 {
     annotations.get("controller.kubernetes.io/pod-deletion-cost").and_then(|cost| cost.parse().ok()).unwrap_or_default()
 }
 
 /// The status after a reconciliation that saw `pods` (the active ones) and failed as `failure` says (reason and text).
 pub fn status(set: &ReplicaSet, pods: &[Pod], failure: Option<(&str, &str)>, now: Timestamp) -> Status {
-    let template_labels = template_labels(&set.spec.template);
+    let template_labels =
+        meta::object_at(&set.spec.template, "/metadata/labels").map(LabelSelector::from_map).unwrap_or_default();
     let count =
         |test: &dyn Fn(&Pod) -> bool| pods.iter().filter(|pod| test(pod)).count().try_into().unwrap_or(i64::MAX);
-    let labelled = |pod: &Pod| template_labels.iter().all(|(k, v)| pod.metadata.labels.get(k) == Some(v));
+    let labelled = |pod: &Pod| template_labels.matches_labels(Some(&pod.metadata.labels));
     let mut conditions = set.status.conditions.clone();
     let known = conditions.iter().position(|c| c.kind == "ReplicaFailure");
     match (failure, known) {
@@ -166,12 +169,6 @@ pub fn next_available(set: &ReplicaSet, pods: &[Pod], now: Timestamp) -> Option<
         .filter_map(|pod| pod.seconds_to_available(set.spec.min_ready_seconds, now))
         .filter(|&left| left > 0)
         .min()
-}
-
-/// The labels of a pod template.
-fn template_labels(template: &Object) -> Labels {
-    let labels = crate::kinds::meta::object_at(template, "/metadata/labels");
-    labels.into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
 }
 
 #[cfg(test)]

@@ -95,11 +95,10 @@ pub(super) fn decode(value: Value) -> Option<Vec<Entry>> {
 
 /// Writes entries in their documented order: appliers first, then by time, manager, version and subresource.
 pub(super) fn encode(mut entries: Vec<Entry>) -> Value {
-    entries.sort_by(|a, b| {
-        let key = |entry: &Entry| (entry.operation, entry.time.clone(), entry.manager.clone());
-        let rest = |entry: &Entry| (entry.api_version.clone(), entry.subresource.clone());
-        key(a).cmp(&key(b)).then_with(|| rest(a).cmp(&rest(b)))
-    });
+    fn key(entry: &Entry) -> (Operation, [&str; 4]) {
+        (entry.operation, [&entry.time, &entry.manager, &entry.api_version, &entry.subresource])
+    }
+    entries.sort_by(|a, b| key(a).cmp(&key(b)));
     entries.into_iter().map(Entry::encode).collect()
 }
 

@@ -210,6 +210,20 @@ fn applying_creates_merges_and_removes() {
 }
 
 #[test]
+fn applying_does_not_reach_beyond_its_part() {
+    let mut config = deployment(json!({"replicas": 1}));
+    config.insert("status".into(), json!({"replicas": 7}));
+    let created = apply(deployment_type(), None, &config, &writer("me"), false).unwrap();
+    assert_eq!(created.get("status"), None);
+    assert_eq!(owners(&created), json!({"me/Apply": {"f:spec": {"f:replicas": {}}}}));
+    let status = Writer { subresource: "status", ..writer("me") };
+    config["spec"] = json!({"replicas": 9});
+    let done = apply(deployment_type(), Some(&created), &config, &status, false).unwrap();
+    assert_eq!((&done["spec"], &done["status"]), (&json!({"replicas": 1}), &json!({"replicas": 7})));
+    assert_eq!(done["metadata"]["managedFields"][1]["fieldsV1"], json!({"f:status": {"f:replicas": {}}}));
+}
+
+#[test]
 fn conflicts_name_managers_and_fields() {
     let mut live = deployment(
         json!({"replicas": 1, "paused": true, "template": {"spec": {"containers": [{"name": "c", "image": "a"}]}}}),

@@ -33,7 +33,7 @@ pub(super) fn view(place: Place, value: &Value) -> View<'_> {
 
 /// Path element of a field.
 pub(super) fn field_element(name: &str) -> String {
-    format!("f:{name}")
+    ["f:", name].concat()
 }
 
 /// Path element of a list's element; `None` if the element has none of the list's keys.

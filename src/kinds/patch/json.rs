@@ -3,6 +3,8 @@
 use json_patch::PatchOperation;
 use serde_json::{Map, Value};
 
+use crate::kinds::schema::{MAX_DEPTH, depth};
+
 /// Operations a patch may have.
 pub const MAX_OPERATIONS: usize = 10_000;
 /// Bytes of JSON that the `copy` operations of a patch may add up to: without a bound a small patch fills the memory.
@@ -43,6 +45,7 @@ pub fn apply(object: Map<String, Value>, body: &[u8]) -> Result<Map<String, Valu
                 )));
             }
         }
+        check_depth(operation, &document)?;
         json_patch::patch_unsafe(&mut document, std::slice::from_ref(operation))
             .map_err(|error| Error::Apply(explain(operation, &error.kind.to_string())))?;
     }
@@ -50,6 +53,21 @@ pub fn apply(object: Map<String, Value>, body: &[u8]) -> Result<Map<String, Valu
         Value::Object(object) => Ok(object),
         _ => Err(Error::Apply("the patched document is not an object".into())),
     }
+}
+
+/// Operations must not build what is too deep to be read again: copies of the document into itself would.
+fn check_depth(operation: &PatchOperation, document: &Value) -> Result<(), Error> {
+    let value = match operation {
+        PatchOperation::Add(add) => Some(&add.value),
+        PatchOperation::Replace(replace) => Some(&replace.value),
+        PatchOperation::Copy(copy) => document.pointer(copy.from.as_str()),
+        PatchOperation::Move(moved) => document.pointer(moved.from.as_str()),
+        PatchOperation::Remove(_) | PatchOperation::Test(_) => None,
+    };
+    if operation.path().count() + value.map_or(0, depth) > MAX_DEPTH {
+        return Err(Error::Apply(explain(operation, "exceeded max depth")));
+    }
+    Ok(())
 }
 
 fn explain(operation: &PatchOperation, cause: &str) -> String {
@@ -118,5 +136,8 @@ mod tests {
         let doubling: Vec<Value> = (0..64).map(|_| json!({"op": "copy", "from": "/a", "path": "/a/-"})).collect();
         let Err(Error::Apply(text)) = run(json!({"a": ["0123456789"]}), doubling.into()) else { panic!("applied") };
         assert!(text.starts_with("Unable to complete the copy"), "{text}");
+        let nesting: Vec<Value> = (0..200).map(|_| json!({"op": "copy", "from": "/a", "path": "/a/b"})).collect();
+        let Err(Error::Apply(text)) = run(json!({"a": {}}), nesting.into()) else { panic!("applied") };
+        assert_eq!(text, "copy operation does not apply: /a/b: exceeded max depth");
     }
 }

@@ -34,8 +34,8 @@ pub(super) fn containers(errors: &mut Errors, path: &str, spec: &Object, volumes
             } else {
                 runs_to_completion(errors, &path, container);
             }
-            if list == "containers" && container.get("restartPolicy").is_some_and(Value::is_string) {
-                refuse_field(errors, &join(&path, "restartPolicy"));
+            if list == "containers" {
+                one_of(errors, &path, container, "restartPolicy", &["Always", "OnFailure", "Never"]);
             }
         }
     }
@@ -109,18 +109,20 @@ fn host_port_conflicts(errors: &mut Errors, path: &str, container: &Object, seen
     }
 }
 
-/// On the host's network a container's port is the host's port; a template may leave the latter out.
-pub(super) fn host_network(errors: &mut Errors, path: &str, spec: &Object, is_pod: bool) {
-    if !meta::flag(spec, "hostNetwork") {
-        return;
-    }
+/// On the host's network a container's port is the host's port; a template may leave the latter out. Elsewhere nothing
+/// leads from the host's port to the container.
+pub(super) fn host_ports(errors: &mut Errors, path: &str, spec: &Object, is_pod: bool) {
+    let host_network = meta::flag(spec, "hostNetwork");
     for list in ["containers", "initContainers"] {
         for (path, container) in each(spec, path, list) {
             for (path, port) in each(container, &path, "ports") {
                 let host = meta::int(port, "hostPort").unwrap_or(0);
-                if (is_pod || host != 0) && Some(host) != meta::int(port, "containerPort") {
+                let path = join(&path, "hostPort");
+                if !host_network && host != 0 {
+                    refuse_field(errors, &path);
+                } else if host_network && (is_pod || host != 0) && Some(host) != meta::int(port, "containerPort") {
                     let detail = "must match `containerPort` when `hostNetwork` is true";
-                    errors.push(FieldError::invalid(join(&path, "hostPort"), host, detail));
+                    errors.push(FieldError::invalid(path, host, detail));
                 }
             }
         }

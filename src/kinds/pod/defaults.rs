@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::kinds::Object;
-use crate::kinds::meta::{self, child, default_to, items_mut};
+use crate::kinds::meta::{self, child, default_number, default_to, items_mut};
 use crate::kinds::quantity::{canonicalize, canonicalize_list};
 
 /// Where containers of a pod spec are listed.
@@ -125,10 +125,10 @@ fn container(container: &mut Object) {
     items_mut(container, "env").for_each(environment_variable);
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(Value::Object(probe)) = container.get_mut(name) {
-            default_to(probe, "timeoutSeconds", 1);
-            default_to(probe, "periodSeconds", 10);
-            default_to(probe, "successThreshold", 1);
-            default_to(probe, "failureThreshold", 3);
+            default_number(probe, "timeoutSeconds", 1);
+            default_number(probe, "periodSeconds", 10);
+            default_number(probe, "successThreshold", 1);
+            default_number(probe, "failureThreshold", 3);
             handler(probe);
         }
     }
@@ -172,12 +172,8 @@ fn divisor(resource: &mut Object) {
 /// The HTTP request of a probe or hook.
 fn handler(handler: &mut Object) {
     if let Some(Value::Object(get)) = handler.get_mut("httpGet") {
-        if meta::text(get, "path").is_empty() {
-            get.insert("path".into(), "/".into());
-        }
-        if meta::text(get, "scheme").is_empty() {
-            get.insert("scheme".into(), "HTTP".into());
-        }
+        default_to(get, "path", "/");
+        default_to(get, "scheme", "HTTP");
     }
     if let Some(Value::Object(grpc)) = handler.get_mut("grpc") {
         default_to(grpc, "service", "");

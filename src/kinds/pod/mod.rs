@@ -32,7 +32,15 @@ impl Hooks for Pod {
     fn prepare_create(&self, object: &mut Object) {
         meta::set_generation(object, 1);
         let class = qos::qos_class(object);
-        object.insert("status".into(), json!({"phase": "Pending", "qosClass": class}));
+        let mut status = json!({"phase": "Pending", "qosClass": class});
+        if !meta::list_at(object, "/spec/schedulingGates").is_empty() {
+            status["conditions"] = json!([{
+                "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates",
+                "lastTransitionTime": meta::format_time(Timestamp::now()),
+            }]);
+        }
+        object.insert("status".into(), status);
     }
 
     fn prepare_update(&self, new: &mut Object, old: &Object) {
@@ -48,7 +56,10 @@ impl Hooks for Pod {
 
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<FieldError> {
         let mut errors = metadata::validate_update(new, old);
-        spec::update(&mut errors, new, old);
+        // A pod stored by an earlier version may lack defaults that `new` has by now.
+        let mut old = old.clone();
+        defaults::pod(&mut old);
+        spec::update(&mut errors, new, &old);
         errors
     }
 

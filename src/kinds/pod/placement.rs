@@ -2,10 +2,11 @@
 
 use serde_json::Value;
 
-use crate::kinds::check::{Errors, all_invalid, each, join, one_of, present};
+use crate::kinds::check::{Errors, all_invalid, each, join, one_of, present, required_one_of};
 use crate::kinds::metadata::label_map;
 use crate::kinds::status::FieldError;
 use crate::kinds::unsupported::refuse_field;
+use crate::kinds::workload::label_selector;
 use crate::kinds::{Object, format, meta};
 
 /// Everything about placement in a pod spec.
@@ -16,9 +17,31 @@ pub(super) fn placement(errors: &mut Errors, path: &str, spec: &Object) {
     }
     tolerations(errors, path, spec);
     for (path, constraint) in each(spec, path, "topologySpreadConstraints") {
-        if meta::text(constraint, "whenUnsatisfiable") != "ScheduleAnyway" {
-            refuse_field(errors, &path);
-        }
+        spread(errors, &path, constraint);
+    }
+}
+
+fn spread(errors: &mut Errors, path: &str, constraint: &Object) {
+    let skew = meta::int(constraint, "maxSkew").unwrap_or(0);
+    if skew <= 0 {
+        errors.push(FieldError::invalid(join(path, "maxSkew"), skew, "must be greater than zero"));
+    }
+    topology_key(errors, path, constraint);
+    required_one_of(errors, path, constraint, "whenUnsatisfiable", &["DoNotSchedule", "ScheduleAnyway"]);
+    if meta::text(constraint, "whenUnsatisfiable") == "DoNotSchedule" {
+        refuse_field(errors, &join(path, "whenUnsatisfiable"));
+    }
+    if let Some(selector) = meta::sub(constraint, "labelSelector") {
+        label_selector(errors, &join(path, "labelSelector"), selector);
+    }
+}
+
+fn topology_key(errors: &mut Errors, path: &str, object: &Object) {
+    let (key, path) = (meta::text(object, "topologyKey"), join(path, "topologyKey"));
+    if key.is_empty() {
+        errors.push(FieldError::required(path, "can not be empty"));
+    } else {
+        all_invalid(errors, &path, key, format::qualified_name(key));
     }
 }
 
@@ -87,12 +110,11 @@ fn affinity(errors: &mut Errors, path: &str, affinity: &Object) {
         }
         for (path, preferred) in each(pods, &path, PREFERRED) {
             weight(errors, &path, preferred);
-            let topology = meta::str_at(preferred, "/podAffinityTerm/topologyKey");
-            let path = join(&path, "podAffinityTerm.topologyKey");
-            if topology.is_empty() {
-                errors.push(FieldError::required(path, "can not be empty"));
-            } else {
-                all_invalid(errors, &path, topology, format::qualified_name(topology));
+            let (path, empty) = (join(&path, "podAffinityTerm"), Object::new());
+            let term = meta::sub(preferred, "podAffinityTerm").unwrap_or(&empty);
+            topology_key(errors, &path, term);
+            if let Some(selector) = meta::sub(term, "labelSelector") {
+                label_selector(errors, &join(&path, "labelSelector"), selector);
             }
         }
     }

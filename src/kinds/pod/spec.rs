@@ -1,6 +1,8 @@
 //! Rules of pod specs and pod templates (`pkg/apis/core/validation`).
 
-use crate::kinds::check::{Errors, all_invalid, each, each_str, join, one_of, present, required, required_one_of};
+use crate::kinds::check::{
+    Errors, Unique, all_invalid, each, each_str, join, one_of, present, required, required_one_of,
+};
 use crate::kinds::metadata::{annotations, labels};
 use crate::kinds::status::FieldError;
 use crate::kinds::unsupported::{self, Part, refuse_field};
@@ -43,7 +45,7 @@ fn pod_spec(errors: &mut Errors, path: &str, spec: &Object, place: In) {
     unsupported::refuse(errors, path, Part::PodSpec, spec);
     let names = volumes::volumes(errors, path, spec);
     containers::containers(errors, path, spec, &names);
-    containers::host_network(errors, path, spec, place == In::Pod);
+    containers::host_ports(errors, path, spec, place == In::Pod);
     required_one_of(errors, path, spec, "restartPolicy", &["Always", "OnFailure", "Never"]);
     required_one_of(errors, path, spec, "dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
     dns_config(errors, path, spec);
@@ -66,6 +68,7 @@ fn pod_spec(errors: &mut Errors, path: &str, spec: &Object, place: In) {
         all_invalid(errors, &join(path, "activeDeadlineSeconds"), seconds, wrong);
     }
     host_aliases(errors, path, spec);
+    gates(errors, path, spec);
     one_of(errors, path, spec, "preemptionPolicy", &["PreemptLowerPriority", "Never"]);
     if let Some(os) = meta::sub(spec, "os") {
         let path = join(path, "os");
@@ -154,8 +157,26 @@ fn host_aliases(errors: &mut Errors, path: &str, spec: &Object) {
     }
 }
 
-/// What may change in the spec of a pod that exists: images, a shorter deadline, more tolerations, and a negative
-/// termination grace period to 1.
+/// Readiness and scheduling gates.
+fn gates(errors: &mut Errors, path: &str, spec: &Object) {
+    for (path, gate) in each(spec, path, "readinessGates") {
+        let kind = meta::text(gate, "conditionType");
+        all_invalid(errors, &join(&path, "conditionType"), kind, format::qualified_name(kind));
+    }
+    let mut names = Unique::default();
+    for (path, gate) in each(spec, path, "schedulingGates") {
+        let name = meta::text(gate, "name");
+        all_invalid(errors, &path, name, format::qualified_name(name));
+        names.note(errors, &path, name.to_owned());
+    }
+    if present(spec, "schedulingGates").is_some() && !meta::text(spec, "nodeName").is_empty() {
+        let detail = "cannot be set until all schedulingGates have been cleared";
+        errors.push(FieldError::forbidden(join(path, "nodeName"), detail));
+    }
+}
+
+/// What may change in the spec of a pod that exists: images, a shorter deadline, more tolerations, fewer scheduling
+/// gates (and while there are some, a narrower node selector), and a negative termination grace period to 1.
 pub(super) fn update(errors: &mut Errors, new: &Object, old: &Object) {
     let empty = Object::new();
     let (new, old) = (meta::sub(new, "spec").unwrap_or(&empty), meta::sub(old, "spec").unwrap_or(&empty));
@@ -164,8 +185,12 @@ pub(super) fn update(errors: &mut Errors, new: &Object, old: &Object) {
         more_tolerations(errors, new, old);
     }
     let mut allowed = new.clone();
-    for key in ["activeDeadlineSeconds", "tolerations"] {
+    for key in ["activeDeadlineSeconds", "tolerations", "schedulingGates"] {
         keep(&mut allowed, old, key);
+    }
+    fewer_gates(errors, new, old);
+    if present(old, "schedulingGates").is_some() && narrower(new, old) {
+        keep(&mut allowed, old, "nodeSelector");
     }
     if meta::int(old, "terminationGracePeriodSeconds").is_some_and(|s| s < 0)
         && meta::int(new, "terminationGracePeriodSeconds") == Some(1)
@@ -194,6 +219,24 @@ pub(super) fn update(errors: &mut Errors, new: &Object, old: &Object) {
         );
         errors.push(FieldError::forbidden("spec", detail));
     }
+}
+
+/// Scheduling gates may only be removed.
+fn fewer_gates(errors: &mut Errors, new: &Object, old: &Object) {
+    let known: Vec<&str> = meta::items(old, "schedulingGates").map(|g| meta::text(g, "name")).collect();
+    for (path, gate) in each(new, "spec", "schedulingGates") {
+        let name = meta::text(gate, "name");
+        if !known.contains(&name) {
+            let detail = format!("only deletion is allowed, but found new scheduling gate '{name}'");
+            errors.push(FieldError::forbidden(path, detail));
+        }
+    }
+}
+
+/// Whether the new node selector asks for all the old one asks for.
+fn narrower(new: &Object, old: &Object) -> bool {
+    let mut wanted = meta::sub(old, "nodeSelector").into_iter().flatten();
+    wanted.all(|(key, value)| meta::sub(new, "nodeSelector").and_then(|n| n.get(key)) == Some(value))
 }
 
 fn keep(new: &mut Object, old: &Object, key: &str) {

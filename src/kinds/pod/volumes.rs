@@ -191,7 +191,6 @@ fn projected(errors: &mut Errors, path: &str, projected: &Object) {
 pub(super) fn mounts(errors: &mut Errors, path: &str, container: &Object, volumes: &HashSet<String>) {
     let mut places = HashSet::new();
     for (path, mount) in each(container, path, "volumeMounts") {
-        unsupported::refuse(errors, &path, Part::Mount, mount);
         if let Some(name) = required(errors, &path, mount, "name")
             && !volumes.contains(name)
         {
@@ -209,6 +208,12 @@ pub(super) fn mounts(errors: &mut Errors, path: &str, container: &Object, volume
         if !sub.is_empty() && !expression.is_empty() {
             let detail = "subPathExpr and subPath are mutually exclusive";
             errors.push(FieldError::invalid(join(&path, "subPathExpr"), expression, detail));
+        }
+        one_of(errors, &path, mount, "recursiveReadOnly", &["Disabled", "Enabled", "IfPossible"]);
+        if matches!(meta::text(mount, "recursiveReadOnly"), "Enabled" | "IfPossible") && !meta::flag(mount, "readOnly")
+        {
+            let detail = "may only be specified when readOnly is true";
+            errors.push(FieldError::forbidden(join(&path, "recursiveReadOnly"), detail));
         }
         one_of(errors, &path, mount, "mountPropagation", &["Bidirectional", "HostToContainer", "None"]);
         let privileged = meta::pointer(container, "/securityContext/privileged").and_then(Value::as_bool);

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::Error;
 use super::wire::Reader;
-use crate::kinds::schema::quantity::canonical;
+use crate::kinds::quantity::Quantity;
 
 /// The first two numbers of a message, `None` where absent.
 fn numbers(name: &'static str, bytes: &[u8]) -> Result<[Option<i64>; 2], Error> {
@@ -44,7 +44,8 @@ pub(super) fn quantity(name: &'static str, bytes: &[u8]) -> Result<Value, Error>
         }
     }
     let text = if text.is_empty() { "0" } else { text };
-    canonical(text).map(|text| Value::from(text.into_owned())).map_err(|_| Error::Value(name))
+    let quantity: Quantity = text.parse().map_err(|_| Error::Value(name))?;
+    Ok(quantity.to_string().into())
 }
 
 /// `metav1.Time` and `metav1.MicroTime`: seconds and nanoseconds since 1970; an empty message is no time.

@@ -208,6 +208,24 @@ fn values_get_the_form_go_gives_them() {
 }
 
 #[test]
+fn times_are_rfc_3339() {
+    for (text, want) in [
+        ("2024-01-02T03:04:05Z", Some("2024-01-02T03:04:05Z")),
+        ("2024-01-02T03:04:05.9-01:00", Some("2024-01-02T04:04:05Z")),
+        ("2024-01-02 03:04:05Z", None),
+        ("2024-01-02T03:04Z", None),
+        ("2024-01-02T03:04:05", None),
+        ("2024-13-02T03:04:05Z", None),
+        ("2024-01-02T03:04:05Z[UTC]", None),
+        ("", None),
+    ] {
+        let mut value = Value::from(text);
+        let got = value::time(&mut value, false).ok().map(|()| value.as_str().unwrap().to_owned());
+        assert_eq!(got.as_deref(), want, "{text}");
+    }
+}
+
+#[test]
 fn schemas_of_custom_resources() {
     let schema = |schema: Value| json!({"spec": {"versions": [{"schema": {"openAPIV3Schema": schema}}]}});
     let good = schema(json!({
@@ -231,6 +249,17 @@ fn metadata_of_custom_resources() {
     assert_eq!(Value::from(object), json!({"metadata": {"name": "x"}, "spec": {"any": null}}));
     let mut bad = json!({"metadata": 1}).as_object().unwrap().clone();
     assert!(conform_metadata(&mut bad).is_err());
+}
+
+#[test]
+fn depth_is_bounded() {
+    let nested = |levels| (0..levels).fold(json!(1), |inner, _| json!([inner]));
+    let revision = |levels| json!({"data": nested(levels)}).as_object().unwrap().clone();
+    let ty = fields::of("apps", "v1", "ControllerRevision").unwrap();
+    for (levels, fits) in [(MAX_DEPTH - 1, true), (MAX_DEPTH, false)] {
+        assert_eq!(conform(ty, &mut revision(levels)).is_ok(), fits);
+        assert_eq!(conform_metadata(&mut revision(levels)).is_ok(), fits);
+    }
 }
 
 #[test]

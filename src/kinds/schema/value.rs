@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use serde_json::{Number, Value};
 
 use super::TypeError;
-use super::quantity::canonical;
 use crate::kinds::fields::{Field, Shape, Ty};
+use crate::kinds::quantity::Quantity;
 
 /// JSON type as Go's errors name it.
 pub(super) fn json_type(value: &Value) -> &'static str {
@@ -120,12 +120,11 @@ pub(super) fn int_or_string(value: &mut Value) -> Result<(), TypeError> {
 }
 
 pub(super) fn quantity(value: &mut Value) -> Result<(), TypeError> {
-    let text = match &mut *value {
-        Value::String(text) => std::mem::take(text),
-        other => other.to_string(),
+    let parsed = match &*value {
+        Value::String(text) => text.trim().parse(),
+        other => Quantity::from_json(other),
     };
-    let form = canonical(&text).map_err(|error| TypeError::Value(error.to_string()))?.into_owned();
-    *value = form.into();
+    *value = parsed.map_err(|error| TypeError::Value(error.to_string()))?.to_string().into();
     Ok(())
 }
 
@@ -133,10 +132,22 @@ pub(super) fn quantity(value: &mut Value) -> Result<(), TypeError> {
 pub(super) fn time(value: &mut Value, micro: bool) -> Result<(), TypeError> {
     let Value::String(text) = value else { return Err(plain(value, "string")) };
     let layout = if micro { "2006-01-02T15:04:05.000000Z07:00" } else { "2006-01-02T15:04:05Z07:00" };
-    let time: Timestamp = text.parse().map_err(|_| {
+    let parsed: Option<Timestamp> = if is_rfc3339(text.as_bytes()) { text.parse().ok() } else { None };
+    let time = parsed.ok_or_else(|| {
         TypeError::Value(format!("parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\""))
     })?;
     let form = if micro { "%Y-%m-%dT%H:%M:%S.%6fZ" } else { "%Y-%m-%dT%H:%M:%SZ" };
     *text = time.strftime(form).to_string();
     Ok(())
+}
+
+/// The shape `YYYY-MM-DDTHH:MM:SS…`: the parser takes shorter and longer forms too, Go does not.
+fn is_rfc3339(text: &[u8]) -> bool {
+    let fits = |(at, byte): (usize, &u8)| match at {
+        4 | 7 => *byte == b'-',
+        10 => *byte == b'T',
+        13 | 16 => *byte == b':',
+        _ => byte.is_ascii_digit(),
+    };
+    text.len() > 19 && text[..19].iter().enumerate().all(fits) && !text.contains(&b'[')
 }

@@ -100,10 +100,7 @@ fn source<'a>(pod: &Desired, facts: &Facts, volume: &'a Volume) -> Result<Source
     if let Some(source) = &volume.persistent_volume_claim {
         return claim(pod, &source.claim_name, source.read_only.unwrap_or(false));
     }
-    Err(Error::config(format!(
-        "{} volumes are not supported",
-        kind(volume).unwrap_or_else(|| "such".to_owned())
-    )))
+    Err(Error::config(format!("{} volumes are not supported", kind(volume).unwrap_or_else(|| "such".to_owned()))))
 }
 
 /// The name of the field that says what the volume is.
@@ -184,7 +181,8 @@ fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => return Err(e).at("read", &path),
     };
-    let wrong = |what: &str| Err(Error::config(format!("hostPath type check failed: {} is not {what}", path.display())));
+    let wrong =
+        |what: &str| Err(Error::config(format!("hostPath type check failed: {} is not {what}", path.display())));
     match (kind, found) {
         ("" | "DirectoryOrCreate", None) => {
             fs::create_dir_all(&path).at("create", &path)?;
@@ -195,7 +193,9 @@ fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf> {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).at("change the mode of", &path)?;
         }
         ("", Some(_)) => {}
-        ("Directory" | "DirectoryOrCreate", found) if !found.is_some_and(|f| f.is_dir()) => return wrong("a directory"),
+        ("Directory" | "DirectoryOrCreate", found) if !found.is_some_and(|f| f.is_dir()) => {
+            return wrong("a directory");
+        }
         ("File" | "FileOrCreate", found) if !found.is_some_and(|f| f.is_file()) => return wrong("a file"),
         ("Socket", found) if !found.is_some_and(|f| f.is_socket()) => return wrong("a socket file"),
         ("CharDevice", found) if !found.is_some_and(|f| f.is_char_device()) => return wrong("a character device"),

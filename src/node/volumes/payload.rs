@@ -69,7 +69,11 @@ impl Builder<'_> {
                         Some(content) => self.put(&item.path, content, item.mode.unwrap_or(mode))?,
                         None if optional => {}
                         None => {
-                            return Err(Error::config(format!("references non-existent {} key: {}", singular(resource), item.key)));
+                            return Err(Error::config(format!(
+                                "references non-existent {} key: {}",
+                                singular(resource),
+                                item.key
+                            )));
                         }
                     }
                 }
@@ -141,9 +145,7 @@ pub fn projected(pod: &Desired, facts: &Facts, source: &ProjectedVolumeSource) -
                  set automountServiceAccountToken: false",
             ));
         } else {
-            return Err(Error::config(
-                "projected: only configMap, secret and downwardAPI sources are supported",
-            ));
+            return Err(Error::config("projected: only configMap, secret and downwardAPI sources are supported"));
         }
     }
     Ok(builder.files)
@@ -248,10 +250,7 @@ mod tests {
     use super::*;
 
     fn objects() -> Vec<(&'static str, serde_json::Value)> {
-        vec![
-            ("configmaps/c", json!({"data": {"a": "1", "b": "2"}})),
-            ("secrets/s", json!({"data": {"user": "bWU="}})),
-        ]
+        vec![("configmaps/c", json!({"data": {"a": "1", "b": "2"}})), ("secrets/s", json!({"data": {"user": "bWU="}}))]
     }
 
     fn names(files: &Payload) -> Vec<String> {
@@ -274,7 +273,10 @@ mod tests {
         assert_eq!(all.unwrap(), ["name 400 pod", "sub/a 600 1", "user 400 me"]);
         for (source, text) in [
             (json!({"configMap": {"name": "no"}}), "configmap \"no\" not found"),
-            (json!({"secret": {"name": "s", "items": [{"key": "x", "path": "x"}]}}), "references non-existent secret key: x"),
+            (
+                json!({"secret": {"name": "s", "items": [{"key": "x", "path": "x"}]}}),
+                "references non-existent secret key: x",
+            ),
             (json!({"configMap": {"name": "c", "items": [{"key": "a", "path": "../x"}]}}), "must not contain '..'"),
             (json!({"configMap": {"name": "c", "items": [{"key": "a", "path": "/x"}]}}), "must be relative"),
             (json!({"serviceAccountToken": {"path": "token"}}), "serviceAccountToken is not supported"),

@@ -171,12 +171,7 @@ pub struct Worker<E: Engine> {
 
 impl<E: Engine> Worker<E> {
     /// A worker for the pod of `orders`, kept in `dir`, with what an earlier daemon left of it.
-    pub fn new(
-        node: Arc<Shared<E>>,
-        mut orders: watch::Receiver<Order>,
-        dir: PodDir,
-        left: Left<E::Sandbox>,
-    ) -> Self {
+    pub fn new(node: Arc<Shared<E>>, mut orders: watch::Receiver<Order>, dir: PodDir, left: Left<E::Sandbox>) -> Self {
         let order = orders.borrow_and_update().clone();
         let no_state = watch::Sender::new(SandboxState::default());
         let mut worker = Self {
@@ -254,7 +249,8 @@ impl<E: Engine> Worker<E> {
 
     /// Waits for the next reason to look; `false` when there will be none.
     async fn wait(&mut self) -> bool {
-        let needs_image = self.units.values().any(|u| u.now.waiting.as_ref().is_some_and(|w| w.reason.contains("Image")));
+        let needs_image =
+            self.units.values().any(|u| u.now.waiting.as_ref().is_some_and(|w| w.reason.contains("Image")));
         let deadline = self.wake_at;
         let sleep = async {
             match deadline {

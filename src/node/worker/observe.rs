@@ -38,9 +38,11 @@ impl<E: Engine> Worker<E> {
         let pod = self.pod.clone();
         let begun = |name: &str| self.history.containers.get(name).is_some_and(|h| h.sandbox == generation);
         self.initialized = pod.containers.iter().any(|c| !c.role.starts_before() && begun(&c.spec.name));
-        let statuses = pod.pod.status.iter().flat_map(|s| {
-            s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten())
-        });
+        let statuses = pod
+            .pod
+            .status
+            .iter()
+            .flat_map(|s| s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten()));
         for status in statuses {
             let same = self.history.containers.get(&status.name).is_some_and(|h| {
                 status.container_id.as_deref() == Some(&container_id(pod.uid(), &status.name, h.attempt))
@@ -105,7 +107,9 @@ impl<E: Engine> Worker<E> {
     pub(super) async fn note_end(&mut self, id: &ContainerId, container: &Container, exit: &Exit) {
         let message = termination_message(&self.dir, id, container, exit.code != 0).await;
         let ended = match &exit.start_error {
-            Some(why) => Ended { reason: "StartError".to_owned(), message: why.clone(), ..ended(id, exit, String::new()) },
+            Some(why) => {
+                Ended { reason: "StartError".to_owned(), message: why.clone(), ..ended(id, exit, String::new()) }
+            }
             None => ended(id, exit, message),
         };
         if let Some(history) = self.history.containers.get_mut(&id.name) {
@@ -158,13 +162,7 @@ fn ended(id: &ContainerId, exit: &Exit, message: String) -> Ended {
 
 /// A run of which nothing is known but that it is over: the machine was reset or its shim killed.
 fn lost(history: &ContainerHistory) -> Ended {
-    Ended {
-        attempt: history.attempt,
-        code: 255,
-        reason: "Unknown".to_owned(),
-        finished: now(),
-        ..Ended::default()
-    }
+    Ended { attempt: history.attempt, code: 255, reason: "Unknown".to_owned(), finished: now(), ..Ended::default() }
 }
 
 async fn termination_message(dir: &PodDir, id: &ContainerId, container: &Container, failed: bool) -> String {
@@ -192,8 +190,7 @@ fn log_tail(path: &Path) -> std::io::Result<String> {
     let mut text = Vec::new();
     file.take(MAX_LOG * 3).read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> =
-        text.lines().skip(usize::from(from > 0)).filter_map(|l| l.splitn(4, ' ').nth(3)).collect();
+    let lines: Vec<&str> = text.lines().skip(usize::from(from > 0)).filter_map(|l| l.splitn(4, ' ').nth(3)).collect();
     let lines = &lines[lines.len().saturating_sub(MAX_LOG_LINES)..];
     let mut tail = lines.iter().map(|l| format!("{l}\n")).collect::<String>();
     let limit = usize::try_from(MAX_LOG).unwrap_or(usize::MAX);

@@ -18,9 +18,7 @@ use super::super::pod::tests::desired_message;
 use super::*;
 use crate::image::{Error as ImageError, Image, ImageConfig, Reference};
 use crate::link::message::{DesiredPod, ToServer};
-use crate::runtime::{
-    self, Capture, ContainerConfig, ContainerState, ExecOutput, SandboxConfig,
-};
+use crate::runtime::{self, Capture, ContainerConfig, ContainerState, ExecOutput, SandboxConfig};
 
 /// How a container behaves.
 #[derive(Clone, Copy)]
@@ -72,9 +70,7 @@ impl FakeSandbox {
         self.state.send_modify(|state| {
             let ended = matches!(state.containers.get(id), Some(ContainerState::Exited(_)));
             if !ended {
-                let exit = Exit {
-                    code, signal: None, oom_killed: false, started_at: 0, finished_at: 0, start_error,
-                };
+                let exit = Exit { code, signal: None, oom_killed: false, started_at: 0, finished_at: 0, start_error };
                 state.containers.insert(id.clone(), ContainerState::Exited(exit));
             }
         });
@@ -412,7 +408,8 @@ async fn a_failed_init_container_fails_the_pod_or_comes_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_with_a_sidecar_ends() {
-    let scripts = [("i1", Script::Ends(0, 0)), ("i2", Script::Ends(0, 0)), ("a", Script::Ends(3, 0)), ("b", Script::Ends(5, 0))];
+    let scripts =
+        [("i1", Script::Ends(0, 0)), ("i2", Script::Ends(0, 0)), ("a", Script::Ends(3, 0)), ("b", Script::Ends(5, 0))];
     let mut bench = Bench::start(staged("OnFailure"), &scripts).await;
     bench.after(8).await;
     assert_eq!(bench.phase(), "Succeeded");

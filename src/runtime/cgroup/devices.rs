@@ -54,6 +54,9 @@ impl Cgroups {
         let missing =
             || crate::runtime::Error::MissingController { controller: "devices".into(), limit: "device list".into() };
         let directory = self.directory("devices", name).ok_or_else(missing)?;
+        if self.unified && rules.contains(&DeviceRule::all()) {
+            return Ok(());
+        }
         if self.unified {
             return attach(&directory, &program(rules)).map_err(|source| error(directory, source));
         }

@@ -138,12 +138,6 @@ impl Cgroups {
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         self.directories(name).try_for_each(|directory| remove_tree(&directory))
     }
-
-    /// Names directly below a cgroup.
-    pub(super) fn children(&self, name: &str) -> BTreeSet<String> {
-        let entries = self.directories(name).filter_map(|d| fs::read_dir(d).ok()).flatten().flatten();
-        entries.filter(|e| e.path().is_dir()).map(|e| e.file_name().to_string_lossy().into_owned()).collect()
-    }
 }
 
 fn below(mount: &Path, name: &str) -> PathBuf {
@@ -273,7 +267,6 @@ mod tests {
         let name = format!("{root}/pod/web-0");
         cgroups.create(&name).unwrap();
         cgroups.create(&name).unwrap();
-        assert!(cgroups.children(&root).contains("pod"));
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         cgroups.join(&name, child.id()).unwrap();
         assert_eq!(cgroups.processes(&root), [child.id() as i32].into());

@@ -109,7 +109,7 @@ pub(super) fn of(security: &Security) -> Result<Set> {
 }
 
 /// What this process may hand on: its permitted set within its bounding set.
-pub(super) fn permitted() -> Set {
+pub(in crate::runtime) fn permitted() -> Set {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = |name: &str| {
         let line = status.lines().find_map(|l| l.strip_prefix(name));

@@ -110,7 +110,10 @@ pub(in crate::runtime) fn create(
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
     result?;
-    if let Ok(Some(((), _))) = protocol::receive::<()>(control) {
+    if !matches!(protocol::receive::<()>(control), Ok(Some(_))) {
+        // SAFETY: as above; if the shim is gone, so is whoever could start this process.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    } else {
         container
             .start()
             .map_err(|e| Error::Create { id: config.id(), reason: capture.first().unwrap_or(e.to_string()) })?;
@@ -152,13 +155,17 @@ fn mount_root(pod: &Pod, config: &ContainerConfig) -> Result<OwnedFd> {
         .map_err(fail("set mode of", &upper))?;
     std::os::unix::fs::chown(&upper, Some(like.uid()), Some(like.gid())).map_err(fail("change owner of", &upper))?;
 
-    // By descriptor: paths may be too long for one page of options, or hold what separates these.
+    // By descriptor: paths may be too long for one page of options, or hold what separates these. A layer is named below
+    // its parent's descriptor: the mount table then shows which layers are in use, and the image store keeps those.
     let open = |path: &Path| {
         let flags = libc::O_PATH | libc::O_DIRECTORY;
         sys::openat2(sys::CWD, path, flags, 0, 0).map_err(fail("open layer", path))
     };
-    let layers = config.layers.iter().map(|l| open(l)).collect::<Result<Vec<_>>>()?;
-    let lower = layers.iter().map(sys::fd_path).collect::<Vec<_>>().join(":");
+    let parents = config.layers.iter().map(|l| open(l.parent().unwrap_or(l))).collect::<Result<Vec<_>>>()?;
+    let name = |layer: &Path| layer.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let lower: Vec<String> =
+        parents.iter().zip(&config.layers).map(|(p, l)| format!("{}/{}", sys::fd_path(p), name(l))).collect();
+    let lower = lower.join(":");
     let (upper, work) = (open(&upper)?, open(&work)?);
     // `volatile`: the layer does not survive a power cut anyway (a new attempt gets a new one), so spare the flash.
     let options =

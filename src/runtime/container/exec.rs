@@ -34,13 +34,12 @@ pub(in crate::runtime) fn exec(
     let mut capture = Capture::start().map_err(|e| fail(e.to_string()))?;
     super::enter_private_mounts(pod)?;
     set_oom_score(profile.oom_score_adj)?;
-    let (read, status) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK)
-        .map_err(|e| fail(e.to_string()))?;
+    let (read, status) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| fail(e.to_string()))?;
 
     let result = build(pod, id, init, profile, config, stdio, &status);
     let mut said = Vec::new();
     drop(status);
-    // Without bytes there was no failure of the command itself.
+    // Ends when the command is executed or its process has ended; without bytes there was no failure of the command itself.
     let _ = File::from(read).read_to_end(&mut said);
     if let Ok(failure) = serde_json::from_slice::<Failure>(&said) {
         return Err(Error::Start { id: id.clone(), exit_code: failure.code, reason: failure.reason });

@@ -8,7 +8,7 @@ use libcontainer::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::capabilities;
+use super::{super::sys, capabilities};
 
 /// What is executed, and under which restrictions.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -59,12 +59,15 @@ fn text(error: &io::Error) -> String {
     text.to_lowercase()
 }
 
+/// Where the status pipe is moved to.
+const STATUS: RawFd = 3;
+
 impl Executor for Runner {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        let Err(failure) = self.command.run();
+        let Err(failure) = self.keep_only_status().and_then(|()| self.command.run());
         let bytes = serde_json::to_vec(&failure).unwrap_or_default();
         // SAFETY: writes live bytes to the status pipe. If that fails nobody listens.
-        unsafe { libc::write(self.status, bytes.as_ptr().cast(), bytes.len()) };
+        unsafe { libc::write(STATUS, bytes.as_ptr().cast(), bytes.len()) };
         Err(ExecutorError::Other(failure.reason))
     }
 
@@ -79,10 +82,23 @@ impl Executor for Runner {
     }
 }
 
+impl Runner {
+    /// Closes what is left of the host's files, through which a working directory like /proc/self/fd/7 would lead out.
+    fn keep_only_status(&self) -> Result<(), Failure> {
+        let failed = |e: io::Error| Failure::other("close inherited files", &e);
+        // SAFETY: of the descriptors from 3 on only this one is used from here to `execve`.
+        if self.status != STATUS && unsafe { libc::dup3(self.status, STATUS, libc::O_CLOEXEC) } < 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        sys::close_range(STATUS as u32 + 1, u32::MAX, false).map_err(failed)
+    }
+}
+
 impl Command {
     fn run(&self) -> Result<std::convert::Infallible, Failure> {
         let cwd = if self.cwd.is_empty() { "/" } else { &self.cwd };
         std::env::set_current_dir(cwd)
+            .and_then(|()| std::env::current_dir())
             .map_err(|e| Failure::other(format!("change to the working directory {cwd:?}"), &e))?;
         let restrict = || -> io::Result<()> {
             capabilities::bound(self.capabilities)?;

@@ -13,7 +13,7 @@ mod mounts;
 mod spec;
 mod user;
 
-pub(super) use capabilities::bit as capability;
+pub(super) use capabilities::{bit as capability, permitted};
 pub(super) use create::{Stdio, create};
 pub(super) use exec::exec;
 pub(super) use executor::Failure;

@@ -46,6 +46,9 @@ fn open_one(mount: &Mount) -> Result<Ready> {
     if !mount.path.starts_with('/') {
         return Err(Error::Invalid { field: "mountPath".into(), reason: format!("{:?} is not absolute", mount.path) });
     }
+    if Path::new(&mount.path).components().count() == 1 {
+        return Err(Error::Invalid { field: "mountPath".into(), reason: "the root cannot be mounted over".into() });
+    }
     let (tree, directory) = match &mount.source {
         MountSource::Bind { source, sub_path } => bind(source, sub_path.as_deref(), mount.propagation)?,
         MountSource::Tmpfs { size, mode } => {

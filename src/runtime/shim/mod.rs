@@ -106,6 +106,11 @@ fn prepare() -> Result<server::Server, String> {
             return Err(fail("replace standard streams")(io::Error::last_os_error()));
         }
     }
+    // At a shutdown of the host everything gets SIGTERM at once: the shim must still see its containers end.
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: ignores a signal; there is no handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
     // SAFETY: prctl with numbers only.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
     // Like the pause process elsewhere; without the right to it the shim stays as it is.

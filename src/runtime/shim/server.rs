@@ -150,21 +150,21 @@ impl Server {
     }
 
     fn wait(&self) -> nix::Result<Vec<Source>> {
-        let mut sources: Vec<(BorrowedFd<'_>, bool, Source)> =
-            vec![(self.listener.as_fd(), false, Source::Listener), (self.signals.as_fd(), false, Source::Signals)];
-        sources.extend(self.client.iter().map(|c| (c.as_fd(), false, Source::Client)));
-        sources.extend(self.jobs.iter().map(|j| (j.control.as_fd(), false, Source::Job(j.helper))));
+        let input = PollFlags::POLLIN;
+        let mut sources: Vec<(BorrowedFd<'_>, PollFlags, Source)> =
+            vec![(self.listener.as_fd(), input, Source::Listener), (self.signals.as_fd(), input, Source::Signals)];
+        sources.extend(self.client.iter().map(|c| (c.as_fd(), input, Source::Client)));
+        sources.extend(self.jobs.iter().map(|j| (j.control.as_fd(), input, Source::Job(j.helper))));
         for (id, container) in &self.containers {
             if container.starting.is_some() {
-                sources.extend(container.status.iter().map(|s| (s.as_fd(), false, Source::Status(id.clone()))));
-                sources.extend(container.starter.iter().map(|s| (s.as_fd(), false, Source::Starter(id.clone()))));
+                sources.extend(container.status.iter().map(|s| (s.as_fd(), input, Source::Status(id.clone()))));
+                sources.extend(container.starter.iter().map(|s| (s.as_fd(), input, Source::Starter(id.clone()))));
             }
             for (number, output) in container.outputs.iter().enumerate() {
-                sources.extend(output.interests().map(|(fd, write)| (fd, write, Source::Output(id.clone(), number))));
+                sources.extend(output.interests().map(|(fd, flags)| (fd, flags, Source::Output(id.clone(), number))));
             }
         }
-        let flags = |write: bool| if write { PollFlags::POLLOUT } else { PollFlags::POLLIN };
-        let mut fds: Vec<_> = sources.iter().map(|(fd, write, _)| PollFd::new(*fd, flags(*write))).collect();
+        let mut fds: Vec<_> = sources.iter().map(|(fd, flags, _)| PollFd::new(*fd, *flags)).collect();
         poll(&mut fds, self.timeout())?;
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any() != Some(false)).collect();
         Ok(sources.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|((_, _, source), _)| source).collect())

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::log::{Log, Stream};
 
 /// Read at once.
@@ -46,11 +48,12 @@ impl Output {
         }
     }
 
-    /// What to wait for: the source, or else the clients that are behind.
-    pub(super) fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
+    /// What to wait for: the source, unless a client is behind; room for those that are, and the end of the others.
+    pub(super) fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let behind = self.clients.iter().any(|c| !c.pending.is_empty());
-        let source = self.source.iter().filter(move |_| !behind).map(|s| (s.as_fd(), false));
-        source.chain(self.clients.iter().filter(|c| !c.pending.is_empty()).map(|c| (c.sink.as_fd(), true)))
+        let source = self.source.iter().filter(move |_| !behind).map(|s| (s.as_fd(), PollFlags::POLLIN));
+        let flags = |c: &Client| if c.pending.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+        source.chain(self.clients.iter().map(move |c| (c.sink.as_fd(), flags(c))))
     }
 
     /// When the slowest client's patience ends.
@@ -61,7 +64,7 @@ impl Output {
     /// Moves what can be moved: one chunk, or at the end of the container (`drain`) all there is.
     pub(super) fn pump(&mut self, log: &mut Option<Log>, drain: bool) {
         for _ in 0..if drain { DRAIN_CHUNKS } else { 1 } {
-            self.clients.retain_mut(Client::flush);
+            self.clients.retain_mut(|c| c.flush() && !c.is_gone());
             if !drain && self.clients.iter().any(|c| !c.pending.is_empty()) {
                 return;
             }
@@ -91,6 +94,12 @@ impl Output {
 }
 
 impl Client {
+    /// True once nobody reads any more.
+    fn is_gone(&self) -> bool {
+        let mut fd = [PollFd::new(self.sink.as_fd(), PollFlags::empty())];
+        poll(&mut fd, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+    }
+
     fn offer(&mut self, bytes: &[u8]) {
         if self.pending.is_empty() {
             self.since = Instant::now();
@@ -140,7 +149,7 @@ mod tests {
             output.pump(&mut None, false);
         }
         assert!(output.deadline().is_some());
-        assert!(output.interests().all(|(_, writable)| writable));
+        assert!(output.interests().all(|(_, flags)| flags == PollFlags::POLLOUT));
         output.clients[0].since -= STALL;
         output.pump(&mut None, false);
         assert!(output.clients.is_empty() && output.deadline().is_none());
@@ -148,6 +157,18 @@ mod tests {
         drop(write);
         output.pump(&mut None, true);
         assert_eq!(output.interests().count(), 0);
+    }
+
+    #[test]
+    fn clients_that_go_are_forgotten() {
+        let ((read, _write), (client, sink)) = (pipe(), pipe());
+        let mut output = Output::new(Stream::Stdout, read);
+        output.attach(sink);
+        output.pump(&mut None, false);
+        assert_eq!(output.clients.len(), 1);
+        drop(client);
+        output.pump(&mut None, false);
+        assert_eq!(output.clients.len(), 0);
     }
 
     #[test]

@@ -1,4 +1,9 @@
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
+    process::{Command, Stdio},
+};
 
 use super::*;
 
@@ -27,17 +32,8 @@ async fn dropping_every_handle_flushes() {
     let directory = directory();
     let store = open(directory.path());
     one(&store, lazily(create("pods/a/x", "1"))).await.unwrap();
-    drop(store);
-    let reopened = async {
-        loop {
-            match Store::open(options(directory.path())) {
-                Ok(store) => break store,
-                Err(Error::InUse { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
-                Err(e) => panic!("{e}"),
-            }
-        }
-    };
-    let store = tokio::time::timeout(Duration::from_secs(10), reopened).await.unwrap();
+    drop_and_wait(directory.path(), store).await;
+    let store = open(directory.path());
     assert_eq!(text(&store, "pods/a/x").unwrap(), "1");
     store.close().await.unwrap();
 }
@@ -109,6 +105,74 @@ async fn power_cuts_lose_no_acknowledged_write() {
     store.close().await.unwrap();
 }
 
+const VICTIM: &str = "UMIAK_TEST_STORE";
+
+/// Started by the test below as a process of its own, to be killed.
+#[tokio::test]
+#[ignore = "only as a part of kill_9_loses_no_acknowledged_write"]
+async fn victim() {
+    let store = open(Path::new(&std::env::var(VICTIM).unwrap()));
+    for i in 0.. {
+        let name = format!("pods/a/{}-{i}", std::process::id());
+        let revision = one(&store, create(&name, "1")).await.unwrap();
+        // A revision that only memory knows.
+        let lazy = one(&store, lazily(update(&name, "2"))).await.unwrap();
+        println!("done {name} {revision} {lazy} .");
+    }
+}
+
+#[tokio::test]
+async fn kill_9_loses_no_acknowledged_write() {
+    let directory = directory();
+    let (mut known, mut newest) = (Vec::new(), 0);
+    for round in 1..=3 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "--nocapture", "store::tests::faults::victim"])
+            .env(VICTIM, directory.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut lines = lines.filter(|line| line.starts_with("done "));
+        let mut seen: Vec<String> = lines.by_ref().take(20 * round).collect();
+        child.kill().unwrap();
+        seen.extend(lines);
+        child.wait().unwrap();
+        let before = newest;
+        for line in seen {
+            // The last line may be torn.
+            if let [_, name, revision, lazy, _] = line.split(' ').collect::<Vec<_>>()[..] {
+                let (revision, lazy): (u64, u64) = (revision.parse().unwrap(), lazy.parse().unwrap());
+                assert!(revision > before, "revisions of the process before are not given out again");
+                known.push((name.to_owned(), revision));
+                newest = newest.max(lazy);
+            }
+        }
+        let store = open(directory.path());
+        assert!(known.len() >= 20 * round && store.revision() >= newest);
+        for (name, revision) in &known {
+            assert!(store.get(&key(name)).unwrap().unwrap().revision >= *revision, "{name}");
+        }
+        newest = store.revision();
+        store.close().await.unwrap();
+    }
+}
+
+/// Drops the last handle and waits for the file to be free.
+async fn drop_and_wait(directory: &Path, store: Store) {
+    drop(store);
+    let free = async {
+        loop {
+            match Store::open(options(directory)) {
+                Ok(store) => break store.close().await.unwrap(),
+                Err(Error::InUse { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(e) => panic!("{e}"),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), free).await.unwrap();
+}
+
 /// A file system of its own that is really full, in a private mount namespace of this thread.
 #[test]
 fn a_full_disk_refuses_durable_writes_only_and_recovers() {
@@ -148,10 +212,40 @@ async fn full_disk(at: &Path) {
     assert_eq!((names(&store, "pods"), text(&store, "pods/a/kept").unwrap()), (vec!["a/kept".to_owned()], "2".into()));
     fs::remove_file(&ballast).unwrap();
     one(&store, large).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let (_copy, after) = after_power_cut(at);
-    assert_eq!((names(&after, "pods"), text(&after, "pods/a/kept").unwrap()), (names(&store, "pods"), "2".into()));
-    assert_eq!(after.get(&key("pods/a/large")).unwrap().unwrap().data, noise);
-    after.close().await.unwrap();
+    let flushed = async {
+        loop {
+            let (_copy, after) = after_power_cut(at);
+            let text = text(&after, "pods/a/kept");
+            assert_eq!(
+                (names(&after, "pods"), after.get(&key("pods/a/large")).unwrap().unwrap().data),
+                (names(&store, "pods"), noise.clone().into())
+            );
+            after.close().await.unwrap();
+            if text.as_deref() == Some("2") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), flushed).await.unwrap();
+    store.close().await.unwrap();
+    start_on_a_full_disk(at).await;
+}
+
+async fn start_on_a_full_disk(at: &Path) {
+    // Room for SQLite's shared memory and nothing else.
+    fs::write(at.join("store.db-shm"), [1; 32 << 10]).unwrap();
+    let ballast = at.join("ballast");
+    let _ = fs::write(&ballast, vec![1; 2 << 20]);
+    let store = open(at);
+    let before = store.revision();
+    assert_eq!(text(&store, "pods/a/kept").unwrap(), "2");
+    for write in [update("pods/a/kept", "3"), volatile(create("leases/a/l", "1"))] {
+        let result = one(&store, write).await;
+        assert!(matches!(result, Err(Error::Full { .. })), "{result:?}");
+    }
+    fs::remove_file(&ballast).unwrap();
+    assert!(one(&store, volatile(create("leases/a/l", "1"))).await.unwrap() > before);
+    one(&store, update("pods/a/kept", "3")).await.unwrap();
     store.close().await.unwrap();
 }

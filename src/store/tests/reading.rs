@@ -14,8 +14,8 @@ async fn listings_are_ordered_and_paged() {
     ] {
         one(&store, write(path, Expect::Absent, path, durability)).await.unwrap();
     }
-    type After = Option<(&'static str, &'static str)>;
-    let table: [(Option<&str>, After, usize, &[&str], usize); 12] = [
+    type Case = (Option<&'static str>, Option<(&'static str, &'static str)>, usize, &'static [&'static str], usize);
+    let table: [Case; 12] = [
         (None, None, 0, &["a/1", "a/2", "b/1", "b/2", "c/1"], 0),
         (None, None, 2, &["a/1", "a/2"], 3),
         (None, Some(("a", "2")), 2, &["b/1", "b/2"], 1),

@@ -118,8 +118,9 @@ async fn volatile_objects_are_bounded_and_expire_as_deletes() {
         let mut watch = store.watch(resource, None, start).unwrap();
         assert_eq!(waiting(&mut watch).last().unwrap(), "b 0123456789>-");
     }
-    one(&store, volatile(create("short/n/a", "1"))).await.unwrap();
     let mut watch = store.watch("short", None, store.revision()).unwrap();
+    one(&store, volatile(create("short/n/a", "1"))).await.unwrap();
+    assert_eq!(shown(&watch.next().await.unwrap()), "a ->1");
     let gone = tokio::time::timeout(Duration::from_secs(10), watch.next()).await.unwrap().unwrap();
     assert_eq!((shown(&gone), store.count("short", None)), ("a 1>-".into(), 0));
     store.close().await.unwrap();

@@ -200,6 +200,24 @@ fn defaults_are_those_of_kubernetes() {
 }
 
 #[test]
+fn what_is_empty_is_absent() {
+    let empty = pod("
+metadata: {name: a}
+spec:
+  restartPolicy: ''
+  dnsPolicy: null
+  serviceAccountName: ''
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: a, image: b, imagePullPolicy: '', livenessProbe: {tcpSocket: {port: 1}, periodSeconds: 0}}
+");
+    assert_eq!(texts(&Pod.validate(&empty)), [""; 0]);
+    assert_eq!(meta::int_at(&empty, "/spec/terminationGracePeriodSeconds"), Some(0));
+    assert_eq!(meta::int_at(&empty, "/spec/containers/0/livenessProbe/periodSeconds"), Some(10));
+    assert_eq!(meta::str_at(&empty, "/spec/restartPolicy"), "Always");
+}
+
+#[test]
 fn a_volume_without_source_is_an_empty_directory() {
     let pod = pod("{metadata: {name: a}, spec: {containers: [{name: a, image: b}], volumes: [{name: v}]}}");
     assert_eq!(pod["spec"]["volumes"], json!([{"name": "v", "emptyDir": {}}]));

@@ -36,7 +36,7 @@ fn container_rules() {
         ("/spec/containers/0/name", json!("install"), &["spec.containers[0].name: Duplicate value: \"install\""]),
         (
             "/spec/containers/0/ports",
-            json!([{"hostPort": 1}]),
+            json!([{"name": "a"}]),
             &["spec.containers[0].ports[0].containerPort: Required value"],
         ),
         (
@@ -49,7 +49,11 @@ fn container_rules() {
         (
             "/spec/containers/0/ports",
             json!([{"containerPort": 1, "hostPort": 5}, {"containerPort": 2, "hostPort": 5}]),
-            &["spec.containers[0].ports[1].hostPort: Duplicate value: \"TCP//5\""],
+            &[
+                "spec.containers[0].ports[1].hostPort: Duplicate value: \"TCP//5\"",
+                "spec.containers[0].ports[0].hostPort: Forbidden: not supported by umiak",
+                "spec.containers[0].ports[1].hostPort: Forbidden: not supported by umiak",
+            ],
         ),
         (
             "/spec/containers/0/ports",
@@ -76,7 +80,7 @@ fn container_rules() {
             "/spec/containers/0/resources",
             json!({"requests": {"memory": "1GB"}}),
             &[
-                "spec.containers[0].resources.requests[memory]: Invalid value: \"1GB\": unable to parse quantity's suffix",
+                "spec.containers[0].resources.requests[memory]: Invalid value: \"1GB\": quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
             ],
         ),
         (
@@ -269,6 +273,15 @@ fn pod_rules() {
             ],
         ),
         (
+            "/spec/topologySpreadConstraints",
+            json!([{"maxSkew": 0, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"},
+                {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}]),
+            &[
+                "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero",
+                "spec.topologySpreadConstraints[1].whenUnsatisfiable: Forbidden: not supported by umiak",
+            ],
+        ),
+        (
             "/spec/securityContext",
             json!({"runAsUser": -1, "sysctls": [{"name": "a", "value": "1"}, {"name": "a", "value": "2"}]}),
             &[
@@ -338,6 +351,42 @@ fn what_cannot_be_honoured_is_refused() {
             ],
         ),
     ]);
+}
+
+#[test]
+fn scheduling_gates_can_only_be_removed() {
+    let gated = |gates: Value, node: &str| {
+        let mut pod = parse(MANIFESTS[1]);
+        meta::set(&mut pod, "/spec/schedulingGates", gates);
+        meta::set(&mut pod, "/spec/nodeName", node);
+        Pod.default(&mut pod);
+        Pod.prepare_create(&mut pod);
+        pod
+    };
+    let old = gated(json!([{"name": "a"}, {"name": "b"}]), "");
+    assert_eq!(meta::str_at(&old, "/status/conditions/0/reason"), "SchedulingGated");
+    assert_eq!(texts(&Pod.validate(&old)), [""; 0]);
+    assert_eq!(
+        texts(&Pod.validate(&gated(json!([{"name": "a"}]), "pi3"))),
+        ["spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared"]
+    );
+    let mut new = gated(json!([{"name": "b"}]), "");
+    meta::set(&mut new, "/spec/nodeSelector/zone", "a");
+    assert_eq!(texts(&Pod.validate_update(&new, &old)), [""; 0]);
+    assert_eq!(
+        texts(&Pod.validate_update(&old, &new))[0],
+        "spec.schedulingGates[0]: Forbidden: only deletion is allowed, but found new scheduling gate 'a'"
+    );
+    meta::set(&mut new, "/spec/nodeSelector", json!({}));
+    assert!(texts(&Pod.validate_update(&new, &old))[0].ends_with("changed: spec.nodeSelector"));
+}
+
+#[test]
+fn a_pod_of_an_earlier_version_can_be_changed() {
+    let new = pod(MANIFESTS[1]);
+    let mut old = new.clone();
+    meta::remove(&mut old, "/spec/preemptionPolicy");
+    assert_eq!(texts(&Pod.validate_update(&new, &old)), [""; 0]);
 }
 
 #[test]

@@ -22,6 +22,12 @@ pub struct InvalidCidr {
 }
 
 impl Cidr {
+    /// The range of `prefix` leading bits, 8 to 29, that `address` lies in.
+    pub const fn new(address: Ipv4Addr, prefix: u8) -> Self {
+        assert!(prefix >= 8 && prefix <= 29, "a range has a prefix of 8 to 29 bits");
+        Self { network: address.to_bits() & (u32::MAX << (32 - prefix)), prefix }
+    }
+
     /// Network address.
     pub fn network(&self) -> Ipv4Addr {
         Ipv4Addr::from(self.network)
@@ -50,6 +56,12 @@ impl Cidr {
     /// Position of an address of the range: the inverse of [`Cidr::host`].
     pub fn index(&self, address: Ipv4Addr) -> Option<u32> {
         self.contains(address).then(|| u32::from(address) - self.network)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Cidr {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
