@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use umiak::image::{ImageStore, ImportOptions, Source};
 use umiak::link::message::{Dependency, DesiredPod, Reference, Sequence, ToNode, ToServer};
-use umiak::link::{ServerEnd, local};
+use umiak::link::stream::{Channel, Frame, LogOptions, Stream, StreamRequest, Streams};
+use umiak::link::{Open, ServerEnd, local};
 use umiak::network::{Network, NetworkConfig};
 use umiak::node::{self, DnsConfig, NodeConfig};
 use umiak::runtime::{Runtime, RuntimeConfig};
@@ -136,6 +137,12 @@ impl Bench {
                 ToServer::Hello | ToServer::Node(_) => {}
             }
         }
+    }
+
+    async fn open(&self, request: StreamRequest) -> Stream {
+        let (ours, theirs) = Stream::pair();
+        self.link.streams.send(Open { request, stream: theirs }).await.unwrap();
+        ours
     }
 
     fn status(&self) -> &Value {
@@ -298,6 +305,94 @@ fn what_cannot_run_says_so() {
         bench.until("error", |b| b.state(0)["state"]["waiting"]["reason"] == "RunContainerError").await;
         let text = bench.state(0)["state"]["waiting"]["message"].to_string();
         assert!(text.contains("no such file or directory"), "{text}");
+        bench.node.abort();
+    });
+}
+
+async fn write(stream: &Stream, data: &'static [u8]) {
+    stream.tx.send(Frame { channel: Channel::Stdin, data: data.into() }).await.unwrap();
+}
+
+/// Reads a stream to its end: standard output, standard error, final status.
+async fn finish(mut stream: Stream) -> (String, String, Value) {
+    let (mut out, mut err) = (String::new(), String::new());
+    loop {
+        let frame = tokio::time::timeout(PATIENCE, stream.rx.recv()).await.unwrap().expect("a last word");
+        let text = String::from_utf8_lossy(&frame.data);
+        match frame.channel {
+            Channel::Stdout => out.push_str(&text),
+            Channel::Stderr => err.push_str(&text),
+            Channel::Error => return (out, err, serde_json::from_slice(&frame.data).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn streams_reach_into_pods() {
+    test("streams", |dir, cgroup| async {
+        let mut bench = Bench::start(dir, cgroup).await;
+        let mut container = shell("echo hello; nc -ll -p 7000 -e cat & while read x; do echo got $x; done; sleep 1000");
+        container["stdin"] = json!(true);
+        bench.want(&pod("u-5", json!({"containers": [container]})), &[]).await;
+        bench.until("ready", ready).await;
+        let (pod, container) = ("u-5".to_owned(), "c".to_owned());
+        let exec = |command: &[&str], streams: Streams| StreamRequest::Exec {
+            pod: pod.clone(),
+            container: container.clone(),
+            command: command.iter().map(ToString::to_string).collect(),
+            streams,
+        };
+        let all = Streams { stdin: true, stdout: true, stderr: true, tty: false };
+
+        let stream = bench.open(exec(&["sh", "-c", "cat; echo bad >&2; exit 3"], all)).await;
+        write(&stream, b"said\n").await;
+        write(&stream, b"").await;
+        let (out, err, status) = finish(stream).await;
+        assert_eq!((out.as_str(), err.as_str()), ("said\n", "bad\n"));
+        assert_eq!(status["details"]["causes"][0]["message"], "3");
+        // Much output, all of it.
+        let only_out = Streams { stdout: true, ..Streams::default() };
+        let (out, _, status) = finish(bench.open(exec(&["seq", "100000"], only_out)).await).await;
+        assert_eq!((out.len(), &status["status"]), (588_895, &json!("Success")));
+        // What it leaves behind does not hold it up.
+        let begun = Instant::now();
+        finish(bench.open(exec(&["sh", "-c", "sleep 100 & echo x"], only_out)).await).await;
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        let terminal = Streams { stdin: true, stdout: true, stderr: false, tty: true };
+        let stream = bench.open(exec(&["sh", "-c", "sleep 0.3; stty size; cat"], terminal)).await;
+        let data = r#"{"Width":91,"Height":17}"#.into();
+        stream.tx.send(Frame { channel: Channel::Resize, data }).await.unwrap();
+        write(&stream, b"line\n").await;
+        write(&stream, b"").await;
+        let (out, _, _) = finish(stream).await;
+        assert!(out.contains("line\r\n"), "{out:?}");
+        let (_, _, status) = finish(bench.open(exec(&["/none"], only_out)).await).await;
+        assert_eq!(status["status"], "Failure");
+
+        let mut stream = bench.open(StreamRequest::PortForward { pod: pod.clone(), port: 7000 }).await;
+        write(&stream, b"ping").await;
+        assert_eq!(stream.rx.recv().await.unwrap().data, "ping");
+        drop(stream);
+        let (_, _, status) = finish(bench.open(StreamRequest::PortForward { pod: pod.clone(), port: 7001 }).await).await;
+        assert!(status["message"].to_string().contains("failed to connect to localhost:7001"), "{status}");
+
+        let follow = LogOptions { follow: true, ..LogOptions::default() };
+        let logs = |options| StreamRequest::Logs { pod: pod.clone(), container: container.clone(), options };
+        let mut followed = bench.open(logs(follow)).await;
+        let mut text = String::from_utf8_lossy(&followed.rx.recv().await.unwrap().data).into_owned();
+        let attach = StreamRequest::Attach { pod: pod.clone(), container: container.clone(), streams: all };
+        let mut attached = bench.open(attach).await;
+        write(&attached, b"you\n").await;
+        assert_eq!(attached.rx.recv().await.unwrap().data, "got you\n");
+        while !text.ends_with("got you\n") {
+            text.push_str(&String::from_utf8_lossy(&followed.rx.recv().await.unwrap().data));
+        }
+        assert_eq!(text, "hello\ngot you\n");
+        let (_, _, status) = finish(bench.open(StreamRequest::PortForward { pod: "x".into(), port: 1 }).await).await;
+        assert_eq!(status["code"], 404);
+        bench.send(ToNode::Remove { uid: pod.clone() }).await;
+        assert_eq!(finish(followed).await.0, "");
         bench.node.abort();
     });
 }

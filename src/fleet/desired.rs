@@ -251,3 +251,38 @@ fn substance(pod: &Object) -> u64 {
 fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|w| w == part)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(change: impl FnOnce(&mut Object)) -> u64 {
+        let mut pod = Object::new();
+        meta::set(&mut pod, "/metadata/name", "p");
+        meta::set(&mut pod, "/spec/readinessGates", json!([{"conditionType": "gate"}]));
+        meta::set(&mut pod, "/status/conditions", json!([{"type": "Ready", "status": "False"}]));
+        change(&mut pod);
+        substance(&pod)
+    }
+
+    #[test]
+    fn only_what_concerns_the_node_counts() {
+        let before = of(|_| {});
+        for (path, value) in [
+            ("/metadata/resourceVersion", json!("7")),
+            ("/metadata/managedFields", json!([])),
+            ("/status/phase", json!("Running")),
+            ("/status/conditions", json!([{"type": "Ready", "status": "True"}])),
+        ] {
+            assert_eq!(of(|pod| meta::set(pod, path, value)), before, "{path}");
+        }
+        for (path, value) in [
+            ("/metadata/labels", json!({"a": "b"})),
+            ("/metadata/deletionTimestamp", json!("2026-01-01T00:00:00Z")),
+            ("/spec/activeDeadlineSeconds", json!(5)),
+            ("/status/conditions", json!([{"type": "gate", "status": "True"}])),
+        ] {
+            assert_ne!(of(|pod| meta::set(pod, path, value)), before, "{path}");
+        }
+    }
+}

@@ -39,7 +39,7 @@ struct Kinds {
     pods: Arc<Kind>,
     nodes: Arc<Kind>,
     leases: Arc<Kind>,
-    /// What pods refer to.
+    /// What pods refer to, as far as it is served.
     used: Vec<Arc<Kind>>,
 }
 
@@ -55,8 +55,8 @@ impl Kinds {
             leases: kind("coordination.k8s.io", "Lease")?,
             used: ["ConfigMap", "Secret"]
                 .into_iter()
-                .map(|name| kind("", name))
-                .collect::<Result<_, _>>()?,
+                .filter_map(|name| registry.kinds().by_kind("", "v1", name))
+                .collect(),
         })
     }
 

@@ -1,1 +1,209 @@
+//! A fleet on a real registry with a node of pretence at the other end of the link.
+#![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::events;
+use crate::kinds::table::KindTable;
+use crate::kinds::{Object, meta};
+use crate::link::message::{
+    DesiredPod, EventReport, NodeReport, PodName, PodReport, Sequence, ToNode,
+};
+use crate::link::{NodeEnd, local};
+use crate::registry::{DeleteOptions, ListOptions, WriteOptions};
+use crate::store::{Options, Store};
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    registry: Registry,
+    fleet: Arc<Fleet>,
+    link: NodeEnd,
+    sequence: Sequence,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Options::new(dir.path().join("db"))).unwrap();
+        let registry = Registry::new(store, KindTable::builtin());
+        registry.bootstrap().await.unwrap();
+        let (recorder, writer) = events::recorder();
+        let fleet = Fleet::new(registry.clone(), recorder).unwrap();
+        let (server, link) = local::pair();
+        let (serving, writing) = (fleet.clone(), registry.clone());
+        let member = Member { name: "pi".into(), pod_cidr: "10.42.0.0/24".into() };
+        let tasks = vec![
+            tokio::spawn(async move { serving.serve(member, server).await }),
+            tokio::spawn(async move { writer.run(&writing).await }),
+        ];
+        let mut bench = Self { _dir: dir, registry, fleet, link, sequence: Sequence::start(), tasks };
+        let mut labels = Object::new();
+        labels.insert("kubernetes.io/hostname".into(), json!("pi"));
+        let status = json!({"capacity": {"pods": "110"}, "conditions": [{"type": "Ready", "status": "True"}]});
+        bench.say(ToServer::Node(NodeReport { labels, status })).await;
+        bench.say(ToServer::Hello).await;
+        bench
+    }
+
+    fn kind(&self, name: &str) -> Arc<Kind> {
+        let group = if name == "Lease" { "coordination.k8s.io" } else { "" };
+        self.registry.kinds().by_kind(group, "v1", name).unwrap()
+    }
+
+    async fn say(&mut self, message: ToServer) {
+        self.link.tx.send(self.sequence.wrap(message)).await.unwrap();
+    }
+
+    async fn hear(&mut self) -> ToNode {
+        tokio::time::timeout(Duration::from_secs(20), self.link.rx.recv()).await.unwrap().unwrap().body
+    }
+
+    async fn hear_pod(&mut self) -> DesiredPod {
+        match self.hear().await {
+            ToNode::Pod(pod) => pod,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn silence(&mut self) {
+        let heard = tokio::time::timeout(Duration::from_millis(100), self.link.rx.recv()).await;
+        assert!(heard.is_err(), "{heard:?}");
+    }
+
+    async fn create(&self, kind: &str, object: Value) -> Object {
+        let object = object.as_object().unwrap().clone();
+        let options = WriteOptions::by("test");
+        self.registry.create(&self.kind(kind), "default", object, &options).await.unwrap()
+    }
+
+    async fn pod(&self, name: &str, spec: Value) -> PodName {
+        let mut spec = spec;
+        spec["nodeName"] = json!("pi");
+        spec["containers"] = json!([{"name": "c", "image": "x"}]);
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec});
+        let made = self.create("Pod", pod).await;
+        PodName { uid: meta::uid(&made).into(), namespace: "default".into(), name: name.into() }
+    }
+
+    /// Waits until the object satisfies.
+    async fn until(&self, kind: &str, namespace: &str, name: &str, good: impl Fn(&Object) -> bool) -> Object {
+        for _ in 0..1000 {
+            match self.registry.get(&self.kind(kind), namespace, name) {
+                Ok(object) if good(&object) => return object,
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+        panic!("{kind} {name}: {:?}", self.registry.get(&self.kind(kind), namespace, name));
+    }
+}
+
+fn config_map(name: &str, value: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": value}})
+}
+
+#[tokio::test]
+async fn a_node_registers() {
+    let bench = Bench::start().await;
+    let ready = |node: &Object| meta::condition(node, "Ready").is_some();
+    let node = bench.until("Node", "", "pi", ready).await;
+    assert_eq!(meta::label(&node, "kubernetes.io/hostname"), Some("pi"));
+    assert_eq!(meta::str_at(&node, "/spec/podCIDR"), "10.42.0.0/24");
+    let lease = bench.until("Lease", "kube-node-lease", "pi", |_| true).await;
+    assert_eq!(meta::str_at(&lease, "/spec/holderIdentity"), "pi");
+}
+
+#[tokio::test]
+async fn a_node_hears_of_its_pods_and_what_they_use_and_of_no_other() {
+    let mut bench = Bench::start().await;
+    assert_eq!(bench.hear().await, ToNode::Complete { pods: Vec::new() });
+    bench.create("ConfigMap", config_map("mine", "1")).await;
+    bench.create("ConfigMap", config_map("other", "1")).await;
+    let name = bench.pod("p", json!({"volumes": [{"name": "v", "configMap": {"name": "mine"}}]})).await;
+    let told = bench.hear_pod().await;
+    assert_eq!(meta::uid(&told.pod), name.uid);
+    let used: Vec<_> = told.objects.iter().map(|d| (d.reference.name.as_str(), d.object.is_some())).collect();
+    assert_eq!(used, [("mine", true)]);
+
+    for (config, value) in [("other", "2"), ("mine", "2")] {
+        let object = config_map(config, value).as_object().unwrap().clone();
+        let kind = bench.kind("ConfigMap");
+        bench.registry.update(&kind, "default", config, None, object, &WriteOptions::by("test")).await.unwrap();
+    }
+    match bench.hear().await {
+        ToNode::Object(update) => assert_eq!(update.object.unwrap()["data"]["k"], "2"),
+        other => panic!("{other:?}"),
+    }
+    bench.silence().await;
+
+    // Asking again brings everything again.
+    bench.say(ToServer::Hello).await;
+    bench.hear_pod().await;
+    assert_eq!(bench.hear().await, ToNode::Complete { pods: vec![name.uid] });
+}
+
+#[tokio::test]
+async fn a_pod_is_reported_and_deleted() {
+    let mut bench = Bench::start().await;
+    bench.hear().await;
+    let name = bench.pod("p", json!({})).await;
+    bench.hear_pod().await;
+    let report = |phase: &str| {
+        let status = json!({"phase": phase, "conditions": [{"type": "Ready", "status": "True"}]});
+        ToServer::PodStatus(PodReport { pod: name.clone(), status })
+    };
+    bench.say(report("Running")).await;
+    bench.until("Pod", "default", "p", |p| meta::str_at(p, "/status/phase") == "Running").await;
+    // The node's own words are not told back to it.
+    bench.silence().await;
+
+    // Nobody else's word counts, and "gone" alone deletes nothing.
+    let other = PodName { uid: "other".into(), ..name.clone() };
+    bench.say(ToServer::PodStatus(PodReport { pod: other, status: json!({"phase": "Failed"}) })).await;
+    bench.say(ToServer::PodGone(name.clone())).await;
+    let event = EventReport {
+        pod: name.clone(),
+        field_path: "spec.containers{c}".into(),
+        warning: true,
+        reason: "BackOff".into(),
+        message: "again".into(),
+    };
+    bench.say(ToServer::Event(event)).await;
+    let events = || bench.registry.list(&bench.kind("Event"), &ListOptions::default()).unwrap().items;
+    while !events().iter().any(|e| meta::str_at(&e.object().unwrap(), "/source/component") == "kubelet") {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let pod = bench.until("Pod", "default", "p", |_| true).await;
+    assert_eq!(meta::str_at(&pod, "/status/phase"), "Running");
+
+    let kind = bench.kind("Pod");
+    bench.registry.delete(&kind, "default", "p", &DeleteOptions::default()).await.unwrap();
+    let told = bench.hear_pod().await;
+    assert!(meta::is_deleting(&told.pod));
+    bench.say(ToServer::PodGone(name.clone())).await;
+    assert_eq!(bench.hear().await, ToNode::Remove { uid: name.uid });
+    assert_eq!(bench.registry.get(&kind, "default", "p").unwrap_err().code, 404);
+}
+
+#[tokio::test]
+async fn streams_go_to_connected_nodes() {
+    let mut bench = Bench::start().await;
+    bench.hear().await;
+    let request = StreamRequest::PortForward { pod: "u".into(), port: 80 };
+    let mut ours = bench.fleet.open("pi", request.clone()).await.unwrap();
+    let open = bench.link.streams.recv().await.unwrap();
+    assert_eq!(open.request, request);
+    drop(open.stream);
+    assert!(ours.rx.recv().await.is_none());
+    assert_eq!(bench.fleet.open("nobody", request).await.unwrap_err().code, 503);
+}

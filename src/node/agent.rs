@@ -82,14 +82,9 @@ impl<E: Engine> Agent<E> {
         self.entries.keys().cloned().collect()
     }
 
-    /// The directory of a pod.
-    pub fn dir(&self, uid: &str) -> Option<&PodDir> {
-        self.entries.get(uid).map(|e| &e.dir)
-    }
-
-    /// The pod as it should be.
-    pub fn pod(&self, uid: &str) -> Option<Arc<Desired>> {
-        self.entries.get(uid).map(|e| e.orders.borrow().pod.clone())
+    /// A pod's directory and the pod as it should be.
+    pub fn pod(&self, uid: &str) -> Option<(PodDir, Arc<Desired>)> {
+        self.entries.get(uid).map(|e| (e.dir.clone(), e.orders.borrow().pod.clone()))
     }
 
     async fn forget(&self, uid: &str, dir: PodDir) {

@@ -13,29 +13,34 @@ mod env;
 mod error;
 mod events;
 mod expand;
+mod fd;
 mod files;
 mod info;
 mod inotify;
+mod logs;
 mod outbox;
 mod pod;
 mod probes;
 mod resources;
 mod status;
+mod streams;
 mod volumes;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 pub use error::{Error, Result};
 pub use files::DnsConfig;
 
 use crate::image::ImageStore;
 use crate::link::NodeEnd;
+use crate::link::stream::StreamRequest;
 use crate::network::Network;
 use crate::runtime::Runtime;
 use agent::Agent;
@@ -44,7 +49,10 @@ use engine::{Real, blocking};
 use info::{Identity, Machine};
 use inotify::Watcher;
 use outbox::Outbox;
-use worker::{Left, Shared};
+use worker::{Left, Sandboxes, Shared};
+
+/// Streams into pods at a time; more wait.
+const MAX_STREAMS: usize = 256;
 
 /// What a node needs to know of itself.
 #[derive(Clone, Debug)]
@@ -79,6 +87,7 @@ pub async fn run(
     let image_changes = watch::Sender::new(0u64);
     let machine = Machine::measure(&config.data_dir);
     let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };
+    let sandboxes = Sandboxes::default();
     let shared = Arc::new(Shared {
         engine,
         outbox: outbox.clone(),
@@ -86,6 +95,7 @@ pub async fn run(
         dns: config.dns.clone(),
         seccomp: config.data_dir.join("seccomp"),
         facts: machine.facts(&config.addresses),
+        sandboxes: sandboxes.clone(),
     });
     let mut agent = Agent::new(shared, pods);
     take_over(&mut agent, &runtime, &network).await?;
@@ -98,6 +108,7 @@ pub async fn run(
     })?;
     let uplink = outbox.run(link.tx.clone());
     tokio::pin!(uplink);
+    let mut streams = JoinSet::new();
     loop {
         tokio::select! {
             () = &mut uplink => return Ok(()),
@@ -106,6 +117,10 @@ pub async fn run(
                 None => return Ok(()),
             },
             () = agent.reap() => {}
+            Some(open) = link.streams.recv(), if streams.len() < MAX_STREAMS => {
+                streams.spawn(streams::serve(place(&agent, &sandboxes, &open.request), open));
+            }
+            Some(_) = streams.join_next() => {}
             names = watcher.next() => match names {
                 Ok(names) if names.iter().any(|n| n == "index.json") => {
                     image_changes.send_modify(|n| *n += 1);
@@ -143,6 +158,21 @@ async fn take_over(agent: &mut Agent<Real>, runtime: &Runtime, network: &Network
         tracing::error!(%error, "cannot tidy up the pod network");
     }
     Ok(())
+}
+
+/// Where a stream leads to; nowhere if the pod is not of this node.
+fn place(
+    agent: &Agent<Real>,
+    sandboxes: &Sandboxes<crate::runtime::Sandbox>,
+    request: &StreamRequest,
+) -> Option<streams::Place> {
+    let (StreamRequest::Logs { pod: uid, .. }
+    | StreamRequest::Exec { pod: uid, .. }
+    | StreamRequest::Attach { pod: uid, .. }
+    | StreamRequest::PortForward { pod: uid, .. }) = request;
+    let (dir, pod) = agent.pod(uid)?;
+    let sandbox = sandboxes.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned();
+    Some(streams::Place { pod: pod.name().to_owned(), dir, sandbox })
 }
 
 /// Reports the node as it is now.

@@ -51,8 +51,7 @@ impl<E: Engine> Worker<E> {
         }
         if self.sandbox.is_none() {
             let sandbox = self.node.engine.create(&config).await?;
-            self.state = sandbox.state();
-            self.sandbox = Some(sandbox);
+            self.enter(Some(sandbox));
             self.history.sandbox += 1;
             self.initialized = false;
         }

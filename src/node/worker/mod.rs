@@ -13,9 +13,9 @@ mod stop;
 mod tests;
 mod wind_down;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
@@ -37,7 +37,7 @@ use crate::runtime::{ContainerId, Exit, SandboxState};
 use backoff::Backoff;
 
 /// What all workers of a node share.
-pub struct Shared<E> {
+pub struct Shared<E: Engine> {
     /// Runtime, images, network.
     pub engine: E,
     /// Towards the server.
@@ -50,7 +50,12 @@ pub struct Shared<E> {
     pub seccomp: PathBuf,
     /// The node's part of what pods can learn.
     pub facts: Facts,
+    /// The living sandboxes by pod UID, for streams into pods.
+    pub sandboxes: Sandboxes<E::Sandbox>,
 }
+
+/// Sandboxes by pod UID.
+pub type Sandboxes<S> = Arc<Mutex<HashMap<String, S>>>;
 
 /// What a pod's worker should see to.
 #[derive(Clone)]
@@ -338,6 +343,18 @@ impl<E: Engine> Worker<E> {
         if let Err(error) = blocking("keeping a pod's history", move || dir.store_history(&history)).await {
             tracing::error!(pod = self.pod.uid(), %error, "cannot keep the pod's history");
         }
+    }
+
+    /// Works in this sandbox, or in none, from now on.
+    fn enter(&mut self, sandbox: Option<E::Sandbox>) {
+        let mut all = self.node.sandboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        match &sandbox {
+            Some(sandbox) => drop(all.insert(self.pod.uid().to_owned(), sandbox.clone())),
+            None => drop(all.remove(self.pod.uid())),
+        }
+        drop(all);
+        self.state = sandbox.as_ref().map_or_else(|| self.no_state.subscribe(), Sandbox::state);
+        self.sandbox = sandbox;
     }
 
     /// Reports the pod's status if it changed, or if the server asked.

@@ -23,8 +23,7 @@ const MAX_LOG_LINES: usize = 80;
 impl<E: Engine> Worker<E> {
     /// Takes over a living sandbox of an earlier daemon.
     pub(super) fn adopt(&mut self, sandbox: E::Sandbox) {
-        self.state = sandbox.state();
-        self.sandbox = Some(sandbox);
+        self.enter(Some(sandbox));
         let state = self.state.borrow().clone();
         for id in state.containers.keys() {
             // The runtime may know a later run than what reached the disk.
@@ -134,8 +133,7 @@ impl<E: Engine> Worker<E> {
             self.wake_in(Duration::from_secs(10));
             return;
         }
-        self.sandbox = None;
-        self.state = self.no_state.subscribe();
+        self.enter(None);
         self.initialized = false;
         self.bury(Vec::new());
         let names: Vec<String> = self.units.keys().cloned().collect();

@@ -236,6 +236,7 @@ impl Bench {
             images: self.images.subscribe(),
             dns: DnsConfig::default(),
             seccomp: PathBuf::from("/seccomp"),
+            sandboxes: Sandboxes::default(),
             facts: Facts { host_ips: vec!["192.0.2.1".parse().unwrap()], ..Facts::default() },
         };
         let worker = Worker::new(Arc::new(shared), self.orders.subscribe(), dir, left);

@@ -81,8 +81,7 @@ impl<E: Engine> Worker<E> {
             Some(sandbox) => sandbox.destroy().await?,
             None => self.node.engine.cleanup(self.pod.uid()).await?,
         }
-        self.sandbox = None;
-        self.state = self.no_state.subscribe();
+        self.enter(None);
         if !self.pod.host_network() {
             self.node.engine.detach(self.pod.uid()).await?;
         }
