@@ -198,9 +198,7 @@ struct Output<'a> {
 impl<'a> Output<'a> {
     fn new(options: &LogOptions, to: &'a mpsc::Sender<Frame>) -> Result<Self, Status> {
         let since = match (&options.since_time, options.since_seconds) {
-            (Some(text), _) => {
-                Some(text.parse().map_err(|e| Status::bad_request(format!("sinceTime {text:?}: {e}")))?)
-            }
+            (Some(text), _) => Some(text.parse().map_err(|e| Status::bad_request(format!("sinceTime {text:?}: {e}")))?),
             (None, Some(seconds)) => Timestamp::now().checked_sub(SignedDuration::from_secs(seconds)).ok(),
             (None, None) => None,
         };
@@ -357,7 +355,12 @@ mod tests {
             ),
         ] {
             // The runtime's clock is not ours: the pod's lines may lie in the future.
-            let expected = if options.since_seconds.is_some() && Timestamp::now() < "2026-01-01T00:00:10Z".parse().unwrap() { all } else { expected };
+            let expected =
+                if options.since_seconds.is_some() && Timestamp::now() < "2026-01-01T00:00:10Z".parse().unwrap() {
+                    all
+                } else {
+                    expected
+                };
             assert_eq!(bench.read(options.clone()).await.unwrap(), expected, "{options:?}");
         }
     }
