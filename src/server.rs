@@ -462,6 +462,7 @@ fn node_address(config: &ServerConfig, network: &Network) -> IpAddr {
 pub async fn reset(data_dir: &Path) -> Result<(), Error> {
     let runtime = Runtime::new(runtime_config(data_dir)?)?;
     node::reset(&data_dir.join("node"), &runtime).await?;
+    runtime.destroy().await?;
     if let Some(config) = recorded_network(data_dir) {
         Network::open(config).await?.destroy().await?;
     }

@@ -64,6 +64,8 @@ pub(super) struct Container {
     pub(super) started_at: i64,
     /// The request to remove it, once it came.
     pub(super) removing: Option<u64>,
+    /// Kept for the next daemon.
+    pub(super) note: String,
 }
 
 impl Container {
@@ -228,8 +230,13 @@ impl Server {
         self.client_gone();
         self.client = Some(client);
         let states = self.containers.iter().filter_map(|(id, c)| Some((id.clone(), c.state.clone()?)));
-        let hello =
-            FromShim::Hello { version: protocol::VERSION, pid: std::process::id(), containers: states.collect() };
+        let notes = self.containers.iter().filter(|(_, c)| !c.note.is_empty());
+        let hello = FromShim::Hello {
+            version: protocol::VERSION,
+            pid: std::process::id(),
+            containers: states.collect(),
+            notes: notes.map(|(id, c)| (id.clone(), c.note.clone())).collect(),
+        };
         self.tell(&hello, &[]);
     }
 
