@@ -92,8 +92,15 @@ impl Bench {
         let running = node::run(config, runtime, images, network.clone(), end);
         let node = tokio::spawn(async move { running.await.unwrap() });
         Self {
-            dir, cgroup, link, sequence: Sequence::start(), node, network,
-            statuses: Vec::new(), events: Vec::new(), gone: Vec::new(),
+            dir,
+            cgroup,
+            link,
+            sequence: Sequence::start(),
+            node,
+            network,
+            statuses: Vec::new(),
+            events: Vec::new(),
+            gone: Vec::new(),
         }
     }
 
@@ -114,8 +121,7 @@ impl Bench {
             .iter()
             .map(|(name, object)| {
                 let (resource, name) = name.split_once('/').unwrap();
-                let reference =
-                    Reference { resource: resource.into(), namespace: "ns".into(), name: name.into() };
+                let reference = Reference { resource: resource.into(), namespace: "ns".into(), name: name.into() };
                 Dependency { reference, object: object.as_object().cloned() }
             })
             .collect();
@@ -374,7 +380,8 @@ fn streams_reach_into_pods() {
         write(&stream, b"ping").await;
         assert_eq!(stream.rx.recv().await.unwrap().data, "ping");
         drop(stream);
-        let (_, _, status) = finish(bench.open(StreamRequest::PortForward { pod: pod.clone(), port: 7001 }).await).await;
+        let (_, _, status) =
+            finish(bench.open(StreamRequest::PortForward { pod: pod.clone(), port: 7001 }).await).await;
         assert!(status["message"].to_string().contains("failed to connect to localhost:7001"), "{status}");
 
         let follow = LogOptions { follow: true, ..LogOptions::default() };

@@ -11,8 +11,20 @@ use crate::registry::{DeleteOptions, Preconditions, Registry, WriteOptions};
 
 /// Fields of a pod's status that a node owns: absent from its report means absent.
 const OWNED: [&str; 14] = [
-    "phase", "reason", "message", "hostIP", "hostIPs", "podIP", "podIPs", "startTime", "qosClass", "observedGeneration",
-    "containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses", "resources",
+    "phase",
+    "reason",
+    "message",
+    "hostIP",
+    "hostIPs",
+    "podIP",
+    "podIPs",
+    "startTime",
+    "qosClass",
+    "observedGeneration",
+    "containerStatuses",
+    "initContainerStatuses",
+    "ephemeralContainerStatuses",
+    "resources",
 ];
 
 /// Whether the object is this very pod and lives on this node.

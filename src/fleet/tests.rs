@@ -10,9 +10,7 @@ use super::*;
 use crate::events;
 use crate::kinds::table::KindTable;
 use crate::kinds::{Object, meta};
-use crate::link::message::{
-    DesiredPod, EventReport, NodeReport, PodName, PodReport, Sequence, ToNode,
-};
+use crate::link::message::{DesiredPod, EventReport, NodeReport, PodName, PodReport, Sequence, ToNode};
 use crate::link::{NodeEnd, local};
 use crate::registry::{DeleteOptions, ListOptions, WriteOptions};
 use crate::store::{Options, Store};

@@ -30,17 +30,17 @@ const CONNECT: Duration = Duration::from_secs(10);
 const END_OF_INPUT: &[u8] = &[4];
 
 /// Where a stream leads to.
-pub struct Place {
+pub(super) struct Place {
     /// The pod's name, for messages.
-    pub pod: String,
+    pub(super) pod: String,
     /// Its directory.
-    pub dir: PodDir,
+    pub(super) dir: PodDir,
     /// Its sandbox, if it has one.
-    pub sandbox: Option<Sandbox>,
+    pub(super) sandbox: Option<Sandbox>,
 }
 
 /// Serves one stream to its end.
-pub async fn serve(place: Option<Place>, open: Open) {
+pub(super) async fn serve(place: Option<Place>, open: Open) {
     let Open { request, stream: Stream { tx, rx } } = open;
     let result = match place {
         None => Err(Status::new(404, "NotFound", "the pod is not on this node")),
@@ -127,7 +127,9 @@ impl Place {
 
 fn exec_failure(error: &crate::runtime::Error) -> Status {
     match error {
-        crate::runtime::Error::Start { .. } => Status::internal(format!("error executing command in container: {error}")),
+        crate::runtime::Error::Start { .. } => {
+            Status::internal(format!("error executing command in container: {error}"))
+        }
         other => Status::internal(other),
     }
 }
@@ -140,16 +142,12 @@ async fn connect(
     rx: mpsc::Receiver<Frame>,
     exit: impl Future<Output = Result<i32, Status>>,
 ) -> Result<i32, Status> {
-    let reader = |fd: Option<OwnedFd>, wanted: bool| {
-        fd.filter(|_| wanted).map(Fd::reader).transpose().map_err(Status::internal)
-    };
+    let reader =
+        |fd: Option<OwnedFd>, wanted: bool| fd.filter(|_| wanted).map(Fd::reader).transpose().map_err(Status::internal);
     let stdout = reader(ends.stdout, wanted.stdout || ends.tty.is_some())?;
     let stderr = reader(ends.stderr, wanted.stderr)?;
     let output = async {
-        tokio::join!(
-            read_out(stdout, Channel::Stdout, tx),
-            read_out(stderr, Channel::Stderr, tx),
-        );
+        tokio::join!(read_out(stdout, Channel::Stdout, tx), read_out(stderr, Channel::Stderr, tx),);
     };
     tokio::pin!(output, exit);
     let input = write_in(ends.stdin, ends.tty, rx);
@@ -241,9 +239,9 @@ async fn forward(
 ) -> Result<(), Status> {
     let stream = match dial(&netns, Ipv4Addr::LOCALHOST.into(), port).await {
         Ok(stream) => stream,
-        Err(first) => dial(&netns, Ipv6Addr::LOCALHOST.into(), port).await.map_err(|_| {
-            Status::internal(format!("failed to connect to localhost:{port} inside the pod: {first}"))
-        })?,
+        Err(first) => dial(&netns, Ipv6Addr::LOCALHOST.into(), port)
+            .await
+            .map_err(|_| Status::internal(format!("failed to connect to localhost:{port} inside the pod: {first}")))?,
     };
     let (mut from_pod, mut to_pod) = stream.into_split();
     let input = async {

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::super::container;
 use super::super::disk::{Ended, Outcome};
-use super::super::engine::{Engine, Sandbox, blocking};
+use super::super::engine::{Engine, blocking};
 use super::super::error::{Error, Result};
 use super::super::pod::{ContainerSpec, Role};
 use super::super::{files, volumes};

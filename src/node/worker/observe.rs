@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Container;
 
 use super::super::disk::{ContainerHistory, Ended};
-use super::super::engine::{Engine, Sandbox, blocking};
+use super::super::engine::{Engine, blocking};
 use super::super::status::container_id;
 use super::{Worker, now, seconds};
 use crate::node::disk::PodDir;

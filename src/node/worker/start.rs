@@ -177,7 +177,14 @@ impl<E: Engine> Worker<E> {
     ) {
         if let runtime::Error::Start { reason, exit_code, .. } = error {
             let finished_at = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
-            let exit = Exit { code: *exit_code, start_error: Some(reason.clone()), finished_at, signal: None, oom_killed: false, started_at: 0 };
+            let exit = Exit {
+                code: *exit_code,
+                start_error: Some(reason.clone()),
+                finished_at,
+                signal: None,
+                oom_killed: false,
+                started_at: 0,
+            };
             self.note_end(id, spec, &exit).await;
             self.save().await;
             let unit = self.unit(&id.name);
