@@ -303,9 +303,7 @@ impl Parts {
             data_dir: config.data_dir.join("node"),
             images_dir: config.data_dir.join("images"),
             addresses: vec![node_address(config, &network)],
-            labels: ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"]
-                .map(|label| (label.to_owned(), "true".to_owned()))
-                .into(),
+            labels: ["node-role.kubernetes.io/control-plane"].map(|label| (label.to_owned(), "true".to_owned())).into(),
             dns: DnsConfig { servers: Vec::new(), domain: "cluster.local".into() },
         };
         let store = images.clone();

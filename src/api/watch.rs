@@ -315,8 +315,7 @@ impl State {
                 json!({ "kind": &*self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": metadata })
             }
         };
-        out.extend_from_slice(json!({ "type": "BOOKMARK", "object": object }).to_string().as_bytes());
-        out.push(b'\n');
+        out.extend_from_slice(format!("{{\"type\":\"BOOKMARK\",\"object\":{object}}}\n").as_bytes());
     }
 
     /// The last lines of a watch that cannot go on.
@@ -332,7 +331,7 @@ fn partial(metadata: &serde_json::Value) -> serde_json::Value {
 }
 
 fn error_event(status: &Status) -> String {
-    format!("{}\n", json!({ "type": "ERROR", "object": status.to_value() }))
+    format!("{{\"type\":\"ERROR\",\"object\":{}}}\n", status.to_value())
 }
 
 #[cfg(test)]

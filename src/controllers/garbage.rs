@@ -202,7 +202,10 @@ impl Garbage {
     }
 
     async fn drop_finalizer(&self, item: &Found, finalizer: &str) -> Result<(), Status> {
-        self.change(item, |object| drop(meta::remove_finalizer(object, finalizer))).await
+        self.change(item, |object| {
+            meta::remove_finalizer(object, finalizer);
+        })
+        .await
     }
 
     /// Lets an object's owners go without waiting for it.

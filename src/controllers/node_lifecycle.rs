@@ -1,10 +1,12 @@
 //! Taints that follow from the state of nodes, and the eviction of pods that do not tolerate them
 //! (`pkg/controller/nodelifecycle`, `pkg/controller/tainteviction`).
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -32,6 +34,10 @@ pub struct NodeLifecycle {
     nodes: Arc<Kind>,
     pods: Arc<Kind>,
     options: WriteOptions,
+    /// Since when NoExecute taints are seen, by node and key. Boards without a clock of their own start in the past and
+    /// jump to the present: by the taint's own time all pods of a node would be overdue at once. So time is counted on
+    /// the monotonic clock, from the start of the server at the earliest.
+    seen: Mutex<HashMap<(String, String), Instant>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -169,11 +175,13 @@ impl NodeLifecycle {
             nodes: kind(registry, "nodes")?,
             pods: kind(registry, "pods")?,
             options: WriteOptions::by(NAME),
+            seen: Mutex::default(),
         })
     }
 
     async fn sync(&self, key: &Key) -> Result<Next, Status> {
         let Some(node) = still_there(self.registry.get_as::<Node>(&self.nodes, "", &key.name))? else {
+            self.forget(&key.name, |_| false);
             return Ok(None);
         };
         let now = now();
@@ -201,12 +209,14 @@ impl NodeLifecycle {
     /// Deletes the pods whose time on a tainted node is over; returns when that of the next one is.
     async fn evict(&self, node: &Node, now: Timestamp) -> Result<Next, Status> {
         if !node.spec.taints.iter().any(|taint| taint.effect == "NoExecute") {
+            self.forget(&node.metadata.name, |_| false);
             return Ok(None);
         }
+        let taints = self.timed(node, now);
         let pods: Vec<Pod> = self.registry.indexed_as(&self.pods, &format!("node:{}", node.metadata.name))?;
         let mut next: Option<Timestamp> = None;
         for pod in pods.iter().filter(|pod| !pod.metadata.deleting()) {
-            match departure(&node.spec.taints, &pod.spec.tolerations, now) {
+            match departure(&taints, &pod.spec.tolerations, now) {
                 Eviction::Never => {}
                 Eviction::At(time) if time <= now => self.delete(&pod.metadata, now).await?,
                 Eviction::At(time) => next = Some(next.map_or(time, |earliest| earliest.min(time))),
@@ -214,6 +224,26 @@ impl NodeLifecycle {
         }
         let wait = next.map(|time| time.duration_since(now).unsigned_abs());
         Ok(wait)
+    }
+
+    /// The NoExecute taints of a node with the times at which they were first seen.
+    fn timed(&self, node: &Node, now: Timestamp) -> Vec<Taint> {
+        let mut taints: Vec<Taint> = node.spec.taints.iter().filter(|t| t.effect == "NoExecute").cloned().collect();
+        self.forget(&node.metadata.name, |key| taints.iter().any(|taint| taint.key == key));
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let clock = tokio::time::Instant::now().into_std();
+        for taint in &mut taints {
+            let since = *seen.entry((node.metadata.name.clone(), taint.key.clone())).or_insert(clock);
+            let elapsed = SignedDuration::try_from(clock.duration_since(since)).unwrap_or(SignedDuration::MAX);
+            taint.time_added = now.checked_sub(elapsed).ok();
+        }
+        taints
+    }
+
+    /// Forgets the taints of a node but those to keep.
+    fn forget(&self, node: &str, keep: impl Fn(&str) -> bool) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|(name, key), _| name != node || keep(key));
     }
 
     async fn delete(&self, pod: &Meta, now: Timestamp) -> Result<(), Status> {
@@ -260,11 +290,11 @@ impl Controller for NodeLifecycle {
     }
 
     fn keys(&self, change: &Change<'_>) -> Vec<Key> {
-        if change.kind == EventType::Deleted {
-            return Vec::new();
-        }
         if change.resource() == "nodes" {
             return vec![change.key()];
+        }
+        if change.kind == EventType::Deleted {
+            return Vec::new();
         }
         // A pod that comes to a node may not be welcome there.
         let node_of = |object: &crate::registry::Raw| object.parse::<Pod>().map(|pod| pod.spec).unwrap_or_default();

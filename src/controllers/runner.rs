@@ -226,7 +226,12 @@ impl Work<'_> {
                 let name = self.controllers[item.0].name();
                 let key = item.1.clone();
                 let delay = self.queue.failed(item, now);
-                debug!(controller = name, ?key, %status, ?delay, "will try again");
+                // Conflicts and refusals are everyday; what the server itself cannot do is not.
+                if status.code >= 500 {
+                    warn!(controller = name, ?key, %status, ?delay, "will try again");
+                } else {
+                    debug!(controller = name, ?key, %status, ?delay, "will try again");
+                }
             }
         }
     }
@@ -275,5 +280,99 @@ impl Orphans {
     pub fn within(&self, namespace: &str) -> Vec<Arc<str>> {
         let names = self.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         names.get(namespace).map(|set| set.iter().cloned().collect()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::kinds::table::KindTable;
+    use crate::registry::WriteOptions;
+    use crate::store::{Options, Store};
+    use std::sync::Mutex;
+
+    /// Notes the ConfigMaps it is called for; fails for those called `bad` until the third time.
+    #[derive(Default)]
+    struct Recorder {
+        calls: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Controller for Recorder {
+        fn name(&self) -> &'static str {
+            "recorder"
+        }
+
+        fn interest(&self) -> Interest {
+            Interest::Resources(&["configmaps"])
+        }
+
+        fn keys(&self, change: &Change<'_>) -> Vec<Key> {
+            vec![change.key()]
+        }
+
+        fn reconcile<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Next, Status>> {
+            let mut calls = self.calls.lock().unwrap();
+            calls.push(key.name.to_string());
+            let earlier = calls.iter().filter(|name| **name == *key.name).count();
+            let fails = &*key.name == "bad" && earlier < 3;
+            Box::pin(async move { if fails { Err(Status::internal("not yet")) } else { Ok(None) } })
+        }
+    }
+
+    async fn make(registry: &Registry, name: &str) {
+        let kind = registry.kinds().by_resource("configmaps").unwrap();
+        let filler = "x".repeat(3000);
+        let map = serde_json::json!({"metadata": {"name": name}, "data": {"a": filler, "b": name.repeat(200)}});
+        let map = map.as_object().unwrap().clone();
+        registry.create(&kind, "default", map, &WriteOptions::by("test")).await.unwrap();
+    }
+
+    fn story<F: Future<Output = ()>>(ring: usize, story: impl FnOnce(Registry, Arc<Mutex<Vec<String>>>) -> F) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let options = Options { ring_bytes: ring, ..Options::new(dir.path().join("db")) };
+            let registry = Registry::new(Store::open(options).unwrap(), KindTable::builtin());
+            registry.bootstrap().await.unwrap();
+            let recorder = Recorder::default();
+            let calls = recorder.calls.clone();
+            let controllers: Vec<Box<dyn Controller>> = vec![Box::new(recorder)];
+            // The shutdown ends it.
+            let story = Box::pin(story(registry.clone(), calls));
+            tokio::time::timeout(Duration::from_secs(30), run(&registry, &controllers, story)).await.unwrap();
+        });
+    }
+
+    async fn until(calls: &Mutex<Vec<String>>, test: impl Fn(&[String]) -> bool) {
+        while !test(&calls.lock().unwrap()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[test]
+    fn failures_are_tried_again() {
+        story(1 << 20, |registry, calls| async move {
+            make(&registry, "bad").await;
+            make(&registry, "good").await;
+            until(&calls, |calls| calls.iter().filter(|c| *c == "bad").count() == 3).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(calls.lock().unwrap().iter().filter(|c| *c == "good").count(), 1);
+        });
+    }
+
+    #[test]
+    fn a_watch_that_falls_behind_loses_nothing() {
+        story(2_000, |registry, calls| async move {
+            make(&registry, "first").await;
+            until(&calls, |calls| calls.contains(&"first".to_owned())).await;
+            // Far more than the ring holds, without letting the runner run in between.
+            let names: Vec<String> = (0..200).map(|i| format!("map-{i}")).collect();
+            let all = futures_util::future::join_all(names.iter().map(|name| make(&registry, name)));
+            all.await;
+            until(&calls, |calls| names.iter().all(|name| calls.contains(name))).await;
+            // It was listed again, although nothing changed about it.
+            until(&calls, |calls| calls.iter().filter(|c| *c == "first").count() >= 2).await;
+        });
     }
 }

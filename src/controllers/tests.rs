@@ -28,12 +28,8 @@ struct Cluster {
 fn with_cluster<F: Future<Output = ()>>(story: impl FnOnce(Cluster) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(store::Options::new(dir.path().join("db"))).unwrap();
-        let registry = Registry::new(store, KindTable::builtin());
-        registry.bootstrap().await.unwrap();
-        let cluster = Cluster { registry: registry.clone(), _dir: dir };
-        cluster.add_node("pi").await;
+        let cluster = Cluster::new().await;
+        let registry = cluster.registry.clone();
         let (recorder, writer): (_, EventWriter) = events::recorder();
         let config = Config { ca: "PEM".to_owned() };
         let never = || std::future::pending::<()>();
@@ -42,7 +38,7 @@ fn with_cluster<F: Future<Output = ()>>(story: impl FnOnce(Cluster) -> F) {
             result = scheduler::run(&registry, &recorder, never()) => panic!("ended: {result:?}"),
             () = writer.run(&registry) => panic!("no more events"),
             () = kubelet(&registry) => panic!("the node is gone"),
-            result = tokio::time::timeout(Duration::from_secs(20), story(cluster)) => result.unwrap(),
+            result = tokio::time::timeout(Duration::from_secs(60), story(cluster)) => result.unwrap(),
         }
     });
 }
@@ -78,6 +74,17 @@ async fn kubelet(registry: &Registry) {
 }
 
 impl Cluster {
+    /// A cluster with one node in which nothing runs yet.
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(store::Options::new(dir.path().join("db"))).unwrap();
+        let registry = Registry::new(store, KindTable::builtin());
+        registry.bootstrap().await.unwrap();
+        let cluster = Self { registry, _dir: dir };
+        cluster.add_node("pi").await;
+        cluster
+    }
+
     async fn add_node(&self, name: &str) {
         self.create(
             "nodes",
@@ -157,7 +164,7 @@ impl Cluster {
 
     /// Waits until something is so; says how it is otherwise.
     async fn until(&self, what: &str, test: impl Fn(&Self) -> bool) {
-        for _ in 0..2000 {
+        for _ in 0..10_000 {
             if test(self) {
                 return;
             }
@@ -376,6 +383,30 @@ fn objects_of_owners_that_never_were_go() {
         c.until("lost is gone", |c| c.get("configmaps", "lost").is_none()).await;
         assert!(c.get("configmaps", "strange").is_some(), "nothing is known of dragons");
     });
+}
+
+/// What was left half done when the server stopped is found at the start.
+#[tokio::test]
+async fn a_restart_finds_what_is_to_be_done() {
+    let c = Cluster::new().await;
+    c.deploy("web", 2).await;
+    let owner = c.create("configmaps", json!({"metadata": {"name": "owner"}})).await;
+    let reference = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": meta::uid(&owner)}]);
+    c.create("configmaps", json!({"metadata": {"name": "left", "ownerReferences": reference}})).await;
+    c.delete("configmaps", "owner", None).await;
+    c.create("namespaces", json!({"metadata": {"name": "shop"}})).await;
+    c.delete("namespaces", "shop", None).await;
+    assert!(c.get("namespaces", "shop").is_some());
+
+    let (recorder, _writer) = events::recorder();
+    let config = Config { ca: "PEM".to_owned() };
+    let done = async {
+        c.until("pods are made, the left one goes, the namespace too", |c| {
+            c.list("pods").len() == 2 && c.get("configmaps", "left").is_none() && c.get("namespaces", "shop").is_none()
+        })
+        .await;
+    };
+    controllers::run(&c.registry, &recorder, &config, done).await.unwrap();
 }
 
 #[test]

@@ -47,9 +47,7 @@ pub(super) fn check_namespace(kind: &Kind, ns: &str, object: &mut Object) -> Res
 pub(super) fn check_same(kind: &Kind, new: &Object, old: &Object) -> Result<(), Status> {
     let name = meta::name(old);
     if meta::name(new) != name {
-        let given = meta::name(new);
-        let text = format!("the name of the object ({given}) does not match the name on the URL ({name})");
-        return Err(Status::bad_request(text));
+        return Err(other_name(meta::name(new), name));
     }
     let (given, stored) = (meta::uid(new), meta::uid(old));
     if !given.is_empty() && given != stored {
@@ -69,6 +67,11 @@ pub(super) fn check_same(kind: &Kind, new: &Object, old: &Object) -> Result<(), 
         }
         _ => Err(Status::stale(&kind.group, &kind.plural, name)),
     }
+}
+
+/// 400 for an object with another name than its URL.
+pub(super) fn other_name(given: &str, name: &str) -> Status {
+    Status::bad_request(format!("the name of the object ({given}) does not match the name on the URL ({name})"))
 }
 
 /// Drops from a new object what only the server sets.

@@ -7,7 +7,7 @@ use crate::kinds::patch::{json, merge, strategic};
 use crate::kinds::status::{FieldError, Status};
 use crate::kinds::{Kind, Object, Subresource, apply, fields, meta, scale, schema};
 
-use super::{FieldValidation, Patch, PatchType, WriteOptions};
+use super::{FieldValidation, Patch, PatchType, WriteOptions, identity};
 
 /// How managed fields are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +68,10 @@ pub(super) fn applied(
         return Err(Status::unsupported_media_type("application/json-patch+json, application/merge-patch+json"));
     };
     let mut document = document(patch)?;
-    if meta::name(&document).is_empty() {
-        meta::set(&mut document, "/metadata/name", name);
+    match meta::name(&document) {
+        "" => meta::set(&mut document, "/metadata/name", name),
+        given if given == name => {}
+        given => return Err(identity::other_name(given, name)),
     }
     if live.is_none() && (!meta::uid(&document).is_empty() || !meta::resource_version(&document).is_empty()) {
         let why =

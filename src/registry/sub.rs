@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 use crate::kinds::status::{FieldError, Status};
 use crate::kinds::{Kind, Object, Subresource, meta, metadata, scale};
 
+use super::identity;
+
 /// The object that a document sent to a subresource stands for: a `Scale` or `Binding` as a change of `old`.
 pub(super) fn expand(kind: &Kind, sub: Option<Subresource>, sent: Object, old: &Object) -> Result<Object, Status> {
     match (sub, meta::kind(&sent)) {
@@ -36,9 +38,7 @@ pub(super) fn follows_update_rules(sub: Option<Subresource>) -> bool {
 fn rescaled(sent: &Object, old: &Object) -> Result<Object, Status> {
     let name = meta::name(old);
     if ![name, ""].contains(&meta::name(sent)) {
-        let given = meta::name(sent);
-        let text = format!("the name of the object ({given}) does not match the name on the URL ({name})");
-        return Err(Status::bad_request(text));
+        return Err(identity::other_name(meta::name(sent), name));
     }
     let errors = scale::validate(sent);
     if !errors.is_empty() {

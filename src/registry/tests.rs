@@ -371,6 +371,8 @@ async fn server_side_apply_creates_and_merges() {
     let (same, created) = registry.patch(&kind, "default", "web", None, apply(2), &by()).await.unwrap();
     assert!(!created);
     assert_eq!(meta::resource_version(&same), meta::resource_version(&first));
+    let elsewhere = registry.patch(&kind, "default", "db", None, apply(2), &by()).await.unwrap_err();
+    assert_eq!(elsewhere.code, 400, "the document names another object");
     let other = WriteOptions::by("other");
     let conflict = registry.patch(&kind, "default", "web", None, apply(3), &other).await.unwrap_err();
     assert_eq!((conflict.code, conflict.details["causes"][0]["field"].as_str()), (409, Some(".spec.replicas")));

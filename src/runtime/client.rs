@@ -25,8 +25,8 @@ use super::{
 const SHIM_START: Duration = Duration::from_secs(20);
 /// How long killed processes may take to be gone. One that hangs in the kernel (a dead network disk) may take for ever.
 const DYING: Duration = Duration::from_secs(10);
-/// How often a cgroup that is still busy is tried, and with what pause.
-const BUSY: (u32, Duration) = (20, Duration::from_millis(10));
+/// The longest pause before a cgroup that is still busy is tried again; it starts at 1 ms and doubles.
+const BUSY: Duration = Duration::from_millis(200);
 
 /// Where the runtime lives.
 #[derive(Debug, Clone)]
@@ -76,7 +76,7 @@ impl Runtime {
     }
 
     /// Makes a pod's namespaces, cgroup and shim. Fails with [`Error::SandboxExists`] if there is one; leaves nothing on
-    /// failure.
+    /// failure. Dropped before it is done it may leave something for [`Runtime::cleanup`].
     pub async fn create_sandbox(&self, config: &SandboxConfig) -> Result<Sandbox> {
         let uid = &config.uid;
         check_name("uid", uid)?;
@@ -200,14 +200,14 @@ fn read_exits(directory: &Path) -> Vec<(ContainerId, Exit)> {
 /// Kills all processes of a cgroup, removes it, then a directory.
 pub(super) async fn cleanup(cgroups: &Cgroups, cgroup: &str, directory: &Path) -> Result<()> {
     kill_all(cgroups, cgroup).await;
-    let mut tries = 0;
-    loop {
-        match cgroups.remove(cgroup) {
-            Err(_) if tries < BUSY.0 => tries += 1,
-            other => break other?,
+    let mut pause = Duration::from_millis(1);
+    while let Err(busy) = cgroups.remove(cgroup) {
+        if pause > BUSY {
+            return Err(busy);
         }
         // A process leaves its cgroup a moment after its end is seen; there is no event for it.
-        sleep(BUSY.1).await;
+        sleep(pause).await;
+        pause *= 2;
     }
     let path = directory.to_owned();
     let removed = tokio::task::spawn_blocking(move || match fs::remove_dir_all(&path) {

@@ -73,6 +73,8 @@ pub(super) enum FromShim {
     },
     /// A container changed.
     State { container: ContainerId, state: ContainerState },
+    /// Last packet to a daemon whose place another one takes.
+    Replaced,
     /// An exec ended.
     ExecExit { exec: u64, code: i32 },
 }

@@ -18,7 +18,7 @@ use tokio::{
     net::unix::pipe,
     sync::{oneshot, watch},
     task::JoinHandle,
-    time::{sleep_until, timeout},
+    time::{sleep_until, timeout, timeout_at},
 };
 
 use super::{
@@ -153,12 +153,11 @@ impl Sandbox {
 
     /// Runs a command in a running container.
     pub async fn exec(&self, id: &ContainerId, config: &ExecConfig) -> Result<Exec> {
-        self.exec_as(id, config, false).await
+        self.exec_as(self.number(), id, config, false).await
     }
 
-    async fn exec_as(&self, id: &ContainerId, config: &ExecConfig, bound: bool) -> Result<Exec> {
+    async fn exec_as(&self, number: u64, id: &ContainerId, config: &ExecConfig, bound: bool) -> Result<Exec> {
         let payload = self.payload(config)?;
-        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let (sender, exit) = oneshot::channel();
         // Before it starts, since it may end before we look again.
         lock(&self.0.execs).insert(number, sender);
@@ -179,7 +178,14 @@ impl Sandbox {
     pub async fn exec_captured(&self, id: &ContainerId, args: &[String], capture: Capture) -> Result<ExecOutput> {
         let deadline = tokio::time::Instant::now() + capture.timeout;
         let config = ExecConfig { args: args.to_vec(), ..ExecConfig::default() };
-        let mut exec = self.exec_as(id, &config, true).await?;
+        let number = self.number();
+        let Ok(made) = timeout_at(deadline, self.exec_as(number, id, &config, true)).await else {
+            lock(&self.0.calls).remove(&number);
+            lock(&self.0.execs).remove(&number);
+            self.kill_exec(number).await?;
+            return Ok(ExecOutput { code: None, output: Vec::new() });
+        };
+        let mut exec = made?;
         let mut pipes = [exec.streams.stdout.take(), exec.streams.stderr.take()].map(|fd| fd.and_then(receiver));
         let mut output = Vec::new();
         let code = {
@@ -273,6 +279,16 @@ impl Sandbox {
         cleanup(&self.0.cgroups, &self.0.cgroup, &self.0.directory).await
     }
 
+    /// Kills an exec, also one that is being made.
+    async fn kill_exec(&self, number: u64) -> Result<()> {
+        let nobody = ContainerId { name: "exec".into(), attempt: 0 };
+        self.call(ANSWER, &nobody, "kill", Op::KillExec { exec: number }, None).await.map(drop)
+    }
+
+    fn number(&self) -> u64 {
+        self.0.next.fetch_add(1, Ordering::Relaxed)
+    }
+
     fn cgroup_of(&self, id: &ContainerId) -> String {
         format!("{}/{id}", self.0.cgroup)
     }
@@ -305,8 +321,7 @@ impl Sandbox {
         op: Op,
         payload: Option<OwnedFd>,
     ) -> Result<Given> {
-        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
-        self.call_as(number, limit, id, name, op, payload).await
+        self.call_as(self.number(), limit, id, name, op, payload).await
     }
 
     async fn call_as(
@@ -364,7 +379,7 @@ impl Inner {
                     let _ = exec.send(code);
                 }
             }
-            FromShim::Hello { .. } => {}
+            FromShim::Hello { .. } | FromShim::Replaced => {}
         }
     }
 
@@ -381,11 +396,21 @@ async fn listen(inner: Weak<Inner>, mut link: Arc<AsyncFd<OwnedFd>>) {
         let received =
             link.async_io(tokio::io::Interest::READABLE, |socket| protocol::receive::<FromShim>(socket)).await;
         let Some(inner) = inner.upgrade() else { return };
-        if let Ok(Some((message, fds))) = received {
-            inner.heard(message, fds);
-            continue;
-        }
+        let replaced = match received {
+            Ok(Some((FromShim::Replaced, _))) => true,
+            Ok(Some((message, fds))) => {
+                inner.heard(message, fds);
+                continue;
+            }
+            Ok(None) | Err(_) => false,
+        };
         inner.disconnected();
+        if replaced {
+            // Coming back would throw out the other one, and so on without end.
+            tracing::warn!(uid = inner.uid, "another daemon has taken over the shim");
+            inner.state.send_modify(|state| state.alive = false);
+            return;
+        }
         match dial(&inner.uid, &inner.directory).await {
             Ok((again, _, state)) => {
                 *lock(&inner.link) = again.clone();
@@ -447,8 +472,7 @@ impl Exec {
 
     /// Kills the process and its process group.
     pub async fn kill(&self) -> Result<()> {
-        let nobody = ContainerId { name: "exec".into(), attempt: 0 };
-        self.sandbox.call(ANSWER, &nobody, "kill", Op::KillExec { exec: self.number }, None).await.map(drop)
+        self.sandbox.kill_exec(self.number).await
     }
 }
 

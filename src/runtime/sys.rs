@@ -30,6 +30,13 @@ pub(super) const RESOLVE_IN_ROOT: u64 = 0x10;
 pub(super) const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 /// `openat2`: fail where the path leads out of the directory.
 pub(super) const RESOLVE_BENEATH: u64 = 0x08;
+/// Propagation: neither way. These three have 64 bits here on every architecture.
+pub(super) const MS_PRIVATE: u64 = 1 << 18;
+/// Propagation: from the host.
+pub(super) const MS_SLAVE: u64 = 1 << 19;
+/// Propagation: both ways.
+pub(super) const MS_SHARED: u64 = 1 << 20;
+
 /// Mount attribute: read-only.
 pub(super) const MOUNT_ATTR_RDONLY: u64 = 0x1;
 /// Mount attribute: set-user-ID bits mean nothing.

@@ -257,7 +257,8 @@ pub enum Seccomp {
 /// All that is known of a pod's containers at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SandboxState {
-    /// False once the shim is gone: nothing watches the containers any more, [`super::Runtime::cleanup`] is due.
+    /// False once the shim is gone: nothing watches the containers any more, [`super::Runtime::cleanup`] is due. Also false
+    /// if another connection to the shim has replaced this one.
     pub alive: bool,
     /// Every container that was created and not removed.
     pub containers: BTreeMap<ContainerId, ContainerState>,

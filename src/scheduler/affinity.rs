@@ -3,14 +3,21 @@
 use serde::Deserialize;
 
 use super::model::{Labels, or_default};
+use super::spread::PodAffinity;
 
-/// `spec.affinity`, as far as nodes are concerned.
+/// `spec.affinity`
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Affinity {
     /// `nodeAffinity`
     #[serde(deserialize_with = "or_default")]
     pub node_affinity: NodeAffinity,
+    /// `podAffinity`
+    #[serde(deserialize_with = "or_default")]
+    pub pod_affinity: PodAffinity,
+    /// `podAntiAffinity`
+    #[serde(deserialize_with = "or_default")]
+    pub pod_anti_affinity: PodAffinity,
 }
 
 /// `nodeAffinity`

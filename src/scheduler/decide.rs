@@ -10,6 +10,7 @@ use super::model::Pod;
 use super::preemption::{self, Candidate};
 use super::score;
 use super::snapshot::{Assigned, Node, Snapshot};
+use super::spread::Nearness;
 
 /// What becomes of a pod.
 #[derive(Debug)]
@@ -30,20 +31,20 @@ pub enum Decision<'a> {
 /// Pods that wait for room on the node they are to have, as if they were there.
 pub type Nominated = HashMap<Key, Assigned>;
 
-/// Decides where a pod goes. `rule` refuses nodes beyond the filters, for what depends on other pods.
+/// Decides where a pod goes. `near` says where the pods are that it wants to be near.
 pub fn decide<'a>(
     key: &Key,
     pod: &Pod,
     snapshot: &'a Snapshot,
     nominated: &Nominated,
-    rule: impl Fn(&Node) -> Result<(), Refusal>,
+    near: &Nearness,
 ) -> Decision<'a> {
     let request = Request::of(pod);
     let mut feasible = Vec::new();
     let mut refused = Vec::new();
     let mut refusals = Vec::new();
     for node in snapshot.nodes() {
-        match admits(&request, key, node, nominated).and_then(|()| rule(node)) {
+        match admits(&request, key, node, nominated) {
             Ok(()) => feasible.push(node),
             Err(refusal) => {
                 if refusal.resolvable {
@@ -54,7 +55,7 @@ pub fn decide<'a>(
         }
     }
     let promised = nominated.get(key).and_then(|n| feasible.iter().position(|node| node.name == n.node));
-    if let Some(best) = promised.or_else(|| score::best(&request, &feasible)) {
+    if let Some(best) = promised.or_else(|| score::best(&request, &feasible, near)) {
         return Decision::Bind(feasible[best]);
     }
     let (hope, preempt) = preempt(&request, key, snapshot, nominated, &refused);
@@ -139,7 +140,7 @@ mod tests {
         let mut snapshot = nodes(&["a"]);
         let mut nominated = Nominated::new();
         let decide = |snapshot: &Snapshot, nominated: &Nominated, name: &str, pod: &Pod| {
-            outcome(super::decide(&key(name), pod, snapshot, nominated, |_| Ok(())))
+            outcome(super::decide(&key(name), pod, snapshot, nominated, &Nearness::default()))
         };
         snapshot.pod_changed(&key("low"), &asks("2", 0, json!({"nodeName": "a"})));
         let high = asks("2", 10, json!({}));
@@ -162,7 +163,7 @@ mod tests {
     #[test]
     fn without_nodes_there_is_no_hope() {
         let (empty, pod) = (nodes(&[]), asks("1", 0, json!({})));
-        let decision = decide(&key("a"), &pod, &empty, &Nominated::new(), |_| Ok(()));
+        let decision = decide(&key("a"), &pod, &empty, &Nominated::new(), &Nearness::default());
         let Decision::Fail { refusals, hope, .. } = decision else { panic!("bound to nothing") };
         assert_eq!((refusals.len(), hope), (0, Hope::None));
     }

@@ -165,7 +165,8 @@ mod tests {
         ]}}});
         let unmatched = "node(s) didn't match Pod's node affinity/selector";
         let no_port = "node(s) didn't have free ports for the requested pod ports";
-        let cases: Vec<(Value, &Value, Option<(&str, bool)>)> = vec![
+        type Case<'a> = (Value, &'a Value, Option<(&'a str, bool)>);
+        let cases: Vec<Case<'_>> = vec![
             (json!({}), &plain, None),
             (json!({}), &cordoned, Some(("node(s) were unschedulable", false))),
             (

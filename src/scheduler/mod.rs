@@ -11,6 +11,7 @@ pub mod queue;
 pub mod resources;
 pub mod score;
 pub mod snapshot;
+pub mod spread;
 pub mod taints;
 mod write;
 
@@ -34,6 +35,7 @@ use decide::{Decision, Nominated};
 use model::{Node, Pod};
 use queue::Queue;
 use snapshot::{Assigned, Effect, Snapshot};
+use spread::Nearness;
 use write::{Failure, Writer};
 
 /// Most writes under way at a time.
@@ -226,7 +228,9 @@ impl Scheduler<'_> {
             let (writer, key) = (self.writer.clone(), key.clone());
             return self.writes.push(Box::pin(async move { Done::Noted(writer.gated(&key, &pod).await) }));
         }
-        match decide::decide(key, &pod, &self.snapshot, &self.nominated, |_| Ok(())) {
+        // A wish that cannot be looked up is no reason not to run.
+        let near = Nearness::of(&pod, &self.snapshot, self.registry, self.pods).unwrap_or_default();
+        match decide::decide(key, &pod, &self.snapshot, &self.nominated, &near) {
             Decision::Bind(node) => {
                 let node = node.name.clone();
                 self.bind(key, pod, node);

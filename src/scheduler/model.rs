@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::affinity::Affinity;
+use super::spread::Constraint;
 use super::taints::{Taint, Toleration};
 
 /// String to string, as labels are.
@@ -67,6 +68,9 @@ pub struct PodSpec {
     /// `affinity`
     #[serde(deserialize_with = "or_default")]
     pub affinity: Affinity,
+    /// `topologySpreadConstraints`
+    #[serde(deserialize_with = "or_default")]
+    pub topology_spread_constraints: Vec<Constraint>,
     /// `tolerations`
     #[serde(deserialize_with = "or_default")]
     pub tolerations: Vec<Toleration>,

@@ -18,7 +18,7 @@ pub struct Candidate<'a> {
 pub fn candidates<'a>(request: &Request<'_>, snapshot: &'a Snapshot, nodes: &[&'a Node]) -> Vec<Candidate<'a>> {
     let mut lower = snapshot.pods_below(request.pod.spec.priority);
     let mut take = |node: &&'a Node| Some((*node, lower.remove(&node.name)?));
-    nodes.iter().filter_map(|node| take(node)).filter_map(|(node, lower)| victims(request, node, lower)).collect()
+    nodes.iter().filter_map(&mut take).filter_map(|(node, lower)| victims(request, node, lower)).collect()
 }
 
 /// The fewest of the pods of lower priority that have to leave a node, if that would make room.
@@ -68,6 +68,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    /// What is expected, what runs, and who has to leave which node.
+    type Case = (&'static str, Vec<Running>, Option<(&'static str, Vec<&'static str>)>);
     type Running = (&'static str, &'static str, &'static str, i32, i64);
 
     fn cluster(pods: &[Running]) -> Snapshot {
@@ -87,7 +89,7 @@ mod tests {
 
     #[test]
     fn the_least_harm_is_done() {
-        let cases: Vec<(&str, Vec<Running>, Option<(&str, Vec<&str>)>)> = vec![
+        let cases: Vec<Case> = vec![
             ("nobody is lower", vec![("a", "n1", "4", 10, 0)], None),
             ("one is lower", vec![("a", "n1", "4", 0, 0)], Some(("n1", vec!["a"]))),
             ("not enough is lower", vec![("a", "n1", "3", 10, 0), ("b", "n1", "1", 0, 0)], None),

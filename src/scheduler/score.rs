@@ -5,16 +5,23 @@
 use super::affinity;
 use super::filter::Request;
 use super::snapshot::Node;
+use super::spread::Nearness;
 
 /// The highest score of one plugin.
 const MOST: i64 = 100;
 
 /// The place of the best node; of equal ones that with the fewest pods, then the first. `None` without nodes.
-pub fn best(request: &Request<'_>, nodes: &[&Node]) -> Option<usize> {
+pub fn best(request: &Request<'_>, nodes: &[&Node], near: &Nearness) -> Option<usize> {
     let affinity = normalized(nodes.iter().map(|node| preference(request, node)).collect(), false);
     let taints = normalized(nodes.iter().map(|node| unwelcome(request, node)).collect(), true);
+    let near = near.scores(nodes);
     let score = |i: usize| {
-        3 * taints[i] + 2 * affinity[i] + least_allocated(request, nodes[i]) + balanced_allocation(request, nodes[i])
+        3 * taints[i]
+            + 2 * affinity[i]
+            + 2 * near[i].0
+            + 2 * near[i].1
+            + least_allocated(request, nodes[i])
+            + balanced_allocation(request, nodes[i])
     };
     (0..nodes.len()).max_by_key(|&i| (score(i), -nodes[i].pods, std::cmp::Reverse(i)))
 }
@@ -88,7 +95,7 @@ mod tests {
         }
         let pod = pod(json!({ "spec": spec }));
         let nodes: Vec<&Node> = snapshot.nodes().collect();
-        nodes[best(&Request::of(&pod), &nodes).unwrap()].name.to_string()
+        nodes[best(&Request::of(&pod), &nodes, &Nearness::default()).unwrap()].name.to_string()
     }
 
     #[test]

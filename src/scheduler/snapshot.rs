@@ -14,6 +14,8 @@ use super::taints::Taint;
 pub struct Node {
     /// Its name.
     pub name: Arc<str>,
+    /// Whether the API has it. Of others only pods speak.
+    known: bool,
     /// Its labels.
     pub labels: Labels,
     /// Its taints.
@@ -119,6 +121,7 @@ impl Node {
         let most_pods = allocatable.other.remove("pods").unwrap_or_default();
         let described = Self {
             name: self.name.clone(),
+            known: true,
             labels: node.metadata.labels,
             taints: node.spec.taints,
             unschedulable: node.spec.unschedulable,
@@ -126,7 +129,8 @@ impl Node {
             most_pods,
             ..Self::default()
         };
-        let news = described.labels != self.labels
+        let news = !self.known
+            || described.labels != self.labels
             || described.taints != self.taints
             || described.unschedulable != self.unschedulable
             || described.allocatable != self.allocatable
@@ -143,8 +147,7 @@ impl Node {
 impl Snapshot {
     /// The nodes by name that are there now.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        // A node that only pods speak of has nothing to give.
-        self.nodes.values().filter(|node| node.most_pods > 0 || !node.allocatable.eq(&Resources::default()))
+        self.nodes.values().filter(|node| node.known)
     }
 
     /// A node.
@@ -175,7 +178,7 @@ impl Snapshot {
                 self.nodes.remove(name);
             } else {
                 // Its pods are still counted, so that they can be taken off one by one.
-                node.describe(model::Node::default());
+                node.known = false;
             }
         }
     }
@@ -208,7 +211,7 @@ impl Snapshot {
         let Some(pod) = self.pods.remove(key) else { return Effect::None };
         if let Some(node) = self.nodes.get_mut(&pod.node) {
             node.release(&pod);
-            if node.pods == 0 && node.most_pods == 0 && node.allocatable == Resources::default() {
+            if node.pods == 0 && !node.known {
                 self.nodes.remove(&pod.node);
             }
         }

@@ -57,7 +57,9 @@ impl ReplicaSets {
         };
         let pods = self.claimed(&set).await?;
         let now = now();
-        let related = self.related(&set)?;
+        // Only which pods are to go depends on the other sets.
+        let surplus = i64::try_from(pods.len()).is_ok_and(|count| count > set.spec.replicas);
+        let related = if surplus { self.related(&set)? } else { HashMap::new() };
         let (failure, outcome) = match plan::step(&set, &pods, &related, now) {
             Step::Enough => (None, Ok(())),
             Step::Create(count) => ("FailedCreate".into(), self.create(&set, count).await),

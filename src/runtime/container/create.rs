@@ -20,7 +20,7 @@ use nix::{
 };
 
 use super::{
-    super::{ContainerConfig, Error, Result, protocol, seccomp, sys},
+    super::{ContainerConfig, Error, Mount, Result, protocol, seccomp, sys},
     Pod, Profile, Report,
     capture::Capture,
     executor::{Command, Runner},
@@ -75,7 +75,9 @@ pub(in crate::runtime) fn create(
 ) -> Result<()> {
     let mut capture = Capture::start().map_err(|source| Error::File { op: "open", path: "pipe".into(), source })?;
     let mut volumes = Vec::from_iter(shared_memory(pod)?);
-    volumes.extend(mounts::open(&config.mounts)?);
+    let nodes = config.devices.iter().filter(|d| !spec::is_below_dev(d));
+    let nodes = nodes.map(|d| Mount::bind(&d.host, &d.path));
+    volumes.extend(mounts::open(&config.mounts.iter().cloned().chain(nodes).collect::<Vec<_>>())?);
     super::enter_private_mounts(pod)?;
     let root = mount_root(pod, config)?;
     let identity = user::resolve(&config.user, &root)?;
@@ -143,7 +145,12 @@ fn mount_root(pod: &Pod, config: &ContainerConfig) -> Result<OwnedFd> {
         move |source| Error::File { op, path, source }
     };
     let [upper, work, root] = ["upper", "work", "rootfs"].map(|name| directory.join(name));
-    fs::create_dir_all(&directory).map_err(fail("create", &directory))?;
+    // The shim knows no such container: what is there was left by a creation that failed, when nobody was there to clean up.
+    match fs::remove_dir_all(&directory) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail("remove", &directory)(e)),
+        _ => {}
+    }
+    super::make_directory(&directory)?;
     for part in [&upper, &work, &root] {
         super::make_directory(part)?;
     }

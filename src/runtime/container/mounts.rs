@@ -56,9 +56,9 @@ fn open_one(mount: &Mount) -> Result<Ready> {
         }
     };
     let propagation = match mount.propagation {
-        Propagation::Private => libc::MS_PRIVATE,
-        Propagation::HostToContainer => libc::MS_SLAVE,
-        Propagation::Bidirectional => libc::MS_SHARED,
+        Propagation::Private => sys::MS_PRIVATE,
+        Propagation::HostToContainer => sys::MS_SLAVE,
+        Propagation::Bidirectional => sys::MS_SHARED,
     };
     let attributes = || {
         sys::set_mount_attributes(&tree, 0, propagation, true)?;

@@ -87,7 +87,10 @@ pub(super) fn process(command: &executor::Command, identity: &Identity, terminal
 }
 
 fn open_files() -> (u64, u64) {
-    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap_or(OPEN_FILES);
+    use nix::sys::resource::{Resource, getrlimit};
+    // The numbers are 32 bits wide on 32-bit boards.
+    #[allow(clippy::unnecessary_cast)]
+    let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(OPEN_FILES.1, |(_, hard)| hard as u64);
     (OPEN_FILES.0.min(hard), OPEN_FILES.1.min(hard))
 }
 
@@ -110,7 +113,7 @@ fn mounts(privileged: bool, unified: bool) -> Vec<Value> {
 
 /// The device nodes beyond the standard ones.
 fn nodes(config: &ContainerConfig) -> Result<Vec<Value>> {
-    let mut nodes = config.devices.iter().map(node).collect::<Result<Vec<_>>>()?;
+    let mut nodes = config.devices.iter().filter(|d| is_below_dev(d)).map(node).collect::<Result<Vec<_>>>()?;
     if config.security.privileged {
         for path in host_devices() {
             let text = path.to_string_lossy().into_owned();
@@ -123,12 +126,13 @@ fn nodes(config: &ContainerConfig) -> Result<Vec<Value>> {
     Ok(nodes)
 }
 
+/// libcontainer makes nodes below /dev only; elsewhere the host's node is mounted.
+pub(super) fn is_below_dev(device: &Device) -> bool {
+    device.path.starts_with("/dev/")
+}
+
 fn node(device: &Device) -> Result<Value> {
     let (kind, metadata) = stat(device)?;
-    if !device.path.starts_with("/dev/") {
-        let reason = format!("container path {:?} of a device is not below /dev", device.path);
-        return Err(Error::Invalid { field: "devices".into(), reason });
-    }
     let number = metadata.rdev();
     Ok(json!({
         "path": device.path,

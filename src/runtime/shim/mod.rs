@@ -52,7 +52,7 @@ pub(super) struct Start {
 /// A command for the shim of the pod: `EXE shim UID`.
 pub(super) fn command(exe: &std::path::Path, uid: &str) -> std::process::Command {
     let mut command = std::process::Command::new(exe);
-    command.arg0("umiak").args(["shim", uid]);
+    command.arg0("umiak").args(["shim", uid]).env_clear();
     command
 }
 

@@ -73,6 +73,15 @@ pub(super) fn spawn_pause() -> io::Result<u32> {
     }
 }
 
+/// Gives free pages of the heap back: a shim is idle most of its life, and there are many.
+pub(super) fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct End {

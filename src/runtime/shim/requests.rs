@@ -32,9 +32,10 @@ impl Server {
             Op::Exec { container, bound } => self.exec(request, container, bound, payload),
             Op::KillExec { exec } => {
                 // One that has ended needs no killing.
-                if let Some(exec) = self.execs.get(&exec) {
-                    process::kill_group(exec.pid, libc::SIGKILL);
+                if let Some(running) = self.execs.get(&exec) {
+                    process::kill_group(running.pid, libc::SIGKILL);
                 }
+                self.jobs.iter_mut().filter(|job| job.request == exec).for_each(|job| job.orphan = true);
                 self.reply(request, Ok(()));
                 Ok(())
             }
@@ -67,7 +68,7 @@ impl Server {
         let (helper, control) = spawned.map_err(|e| Fault::Create(format!("fork: {e}")))?;
         self.containers.insert(id.clone(), container);
         let deadline = Instant::now() + PATIENCE;
-        self.jobs.push(Job { helper, control, request, container: id, deadline, kind: JobKind::Create });
+        self.jobs.push(Job { helper, control, request, container: id, deadline, orphan: false, kind: JobKind::Create });
         Ok(())
     }
 
@@ -115,7 +116,8 @@ impl Server {
         });
         let (helper, control) = spawned.map_err(|e| Fault::Start { code: 128, reason: format!("fork: {e}") })?;
         let kind = JobKind::Exec { bound, streams };
-        self.jobs.push(Job { helper, control, request, container: id, deadline: Instant::now() + PATIENCE, kind });
+        let deadline = Instant::now() + PATIENCE;
+        self.jobs.push(Job { helper, control, request, container: id, deadline, orphan: false, kind });
         Ok(())
     }
 
@@ -132,6 +134,7 @@ impl Server {
                 let job = self.jobs.swap_remove(place);
                 match job.kind {
                     JobKind::Create => self.created(job.request, &job.container, pid, fds, job.control),
+                    JobKind::Exec { bound: true, .. } if job.orphan => process::kill_group(pid, libc::SIGKILL),
                     JobKind::Exec { bound, streams } => self.executed(job.request, pid, bound, streams, fds),
                 }
                 self.replay(pid);
@@ -148,8 +151,11 @@ impl Server {
         let job = self.jobs.swap_remove(place);
         process::kill(helper, libc::SIGKILL);
         if matches!(job.kind, JobKind::Create) {
-            self.containers.remove(&job.container);
+            let removed = self.containers.remove(&job.container);
             self.pod.cgroups.kill(&self.pod.cgroup_of(&job.container));
+            if let Some(request) = removed.and_then(|container| container.removing) {
+                self.reply(request, Ok(()));
+            }
         }
         self.reply(job.request, Err(fault));
     }

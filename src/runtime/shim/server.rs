@@ -91,6 +91,8 @@ pub(super) struct Job {
     pub(super) request: u64,
     pub(super) container: ContainerId,
     pub(super) deadline: Instant,
+    /// Who asked for it does not want it any more, or is gone.
+    pub(super) orphan: bool,
     pub(super) kind: JobKind,
 }
 
@@ -139,12 +141,16 @@ impl Server {
                 // Without poll there is nothing to go on with; the daemon finds the pod dead and cleans up.
                 Err(_) => return ExitCode::FAILURE,
             };
+            let only_output = ready.iter().all(|source| matches!(source, Source::Output(..)));
             for source in ready {
                 self.handle(source);
             }
             self.expire();
             if self.ended() {
                 return ExitCode::SUCCESS;
+            }
+            if !only_output {
+                process::release_memory();
             }
         }
     }
@@ -218,6 +224,7 @@ impl Server {
         };
         // SAFETY: the call returned this descriptor to us alone.
         let client = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+        self.tell(&FromShim::Replaced, &[]);
         self.client_gone();
         self.client = Some(client);
         let states = self.containers.iter().filter_map(|(id, c)| Some((id.clone(), c.state.clone()?)));
@@ -241,6 +248,7 @@ impl Server {
             self.execs.values().filter(|e| e.bound).for_each(|e| process::kill_group(e.pid, libc::SIGKILL));
             // Their ends are of no interest to the next daemon, whose numbers are its own.
             self.execs.clear();
+            self.jobs.iter_mut().for_each(|job| job.orphan = true);
         }
     }
 
