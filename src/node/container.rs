@@ -16,30 +16,30 @@ use crate::runtime::{
 };
 
 /// What a container's configuration depends on beside its specification.
-pub struct Surroundings<'a> {
+pub(super) struct Surroundings<'a> {
     /// The pod.
-    pub pod: &'a Desired,
+    pub(super) pod: &'a Desired,
     /// What the pod can learn of its node.
-    pub facts: &'a Facts,
+    pub(super) facts: &'a Facts,
     /// The pod's volumes.
-    pub volumes: &'a BTreeMap<String, Prepared>,
+    pub(super) volumes: &'a BTreeMap<String, Prepared>,
     /// Directory of the managed files (`hosts`, `hostname`, `resolv.conf`).
-    pub files: &'a Path,
+    pub(super) files: &'a Path,
     /// The file behind `terminationMessagePath`.
-    pub termination: &'a Path,
+    pub(super) termination: &'a Path,
     /// The log file.
-    pub log: &'a Path,
+    pub(super) log: &'a Path,
     /// Directory of seccomp profiles.
-    pub seccomp: &'a Path,
+    pub(super) seccomp: &'a Path,
     /// Memory of the node in bytes.
-    pub capacity: i64,
+    pub(super) capacity: i64,
 }
 
 /// The default of `terminationMessagePath`.
-pub const TERMINATION_PATH: &str = "/dev/termination-log";
+pub(super) const TERMINATION_PATH: &str = "/dev/termination-log";
 
 /// The sandbox of a pod; a field this node cannot carry out is an error that names it.
-pub fn sandbox(pod: &Desired) -> Result<SandboxConfig> {
+pub(super) fn sandbox(pod: &Desired) -> Result<SandboxConfig> {
     let spec = pod.spec();
     let refuse = |field: &str| Err(Error::config(format!("{field} is not supported")));
     if spec.host_users == Some(false) {
@@ -102,7 +102,7 @@ fn check(container: &Container) -> Result<()> {
 }
 
 /// The configuration of one run of a container.
-pub fn config(
+pub(super) fn config(
     around: &Surroundings<'_>,
     container: &Container,
     attempt: u32,
@@ -264,7 +264,7 @@ fn mounts(
 }
 
 /// The number of an image's stop signal (`SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`); 0 if there is none, or no such signal.
-pub fn stop_signal(text: Option<&str>) -> i32 {
+pub(super) fn stop_signal(text: Option<&str>) -> i32 {
     let Some(text) = text else { return 0 };
     let name = text.trim().to_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);

@@ -204,6 +204,7 @@ pub async fn reset(data_dir: &std::path::Path, runtime: &Runtime) -> Result<()> 
     for sandbox in adopted.dead {
         runtime.cleanup(&sandbox.uid).await?;
     }
+    runtime.remove_root()?;
     let root = data_dir.to_owned();
     blocking("removing the node's files", move || {
         for dir in Pods::open(&root)?.list()? {

@@ -158,6 +158,11 @@ impl Runtime {
         cleanup(&self.cgroups, &self.cgroup(uid), &self.directory(uid)).await
     }
 
+    /// Removes the root cgroup: the last thing of a runtime without pods. Idempotent.
+    pub fn remove_root(&self) -> Result<()> {
+        self.cgroups.remove(&self.config.cgroup_root)
+    }
+
     fn directory(&self, uid: &str) -> PathBuf {
         self.config.state_dir.join(uid)
     }

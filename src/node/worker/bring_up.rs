@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::super::container;
 use super::super::disk::{Ended, Outcome};
-use super::super::engine::{Engine, Sandbox, blocking};
+use super::super::engine::{Engine, blocking};
 use super::super::error::{Error, Result};
 use super::super::pod::{ContainerSpec, Role};
 use super::super::{files, volumes};
@@ -61,7 +61,8 @@ impl<E: Engine> Worker<E> {
         Ok(())
     }
 
-    async fn connect(&mut self) -> Result<()> {
+    /// Gives the sandbox its network and the files that tell of it. Idempotent.
+    pub(super) async fn connect(&mut self) -> Result<()> {
         let Some(sandbox) = self.sandbox.clone() else { return Ok(()) };
         let addresses = match self.pod.host_network() {
             true => self.facts.host_ips.clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Container;
 
 use super::super::disk::{ContainerHistory, Ended};
-use super::super::engine::{Engine, Sandbox, blocking};
+use super::super::engine::{Engine, blocking};
 use super::super::status::container_id;
 use super::{Worker, now, seconds};
 use crate::node::disk::PodDir;
@@ -74,6 +74,13 @@ impl<E: Engine> Worker<E> {
         if self.sandbox.is_none() {
             return;
         }
+        // A sandbox that was taken over: its probes need the pod's address.
+        if state.alive
+            && self.facts.pod_ips.is_empty()
+            && let Err(error) = self.connect().await
+        {
+            tracing::error!(pod = self.pod.uid(), %error, "cannot connect the pod to the network again");
+        }
         let pod = self.pod.clone();
         let mut changed = false;
         for container in &pod.containers {
@@ -134,6 +141,7 @@ impl<E: Engine> Worker<E> {
             return;
         }
         self.enter(None);
+        self.facts.pod_ips.clear();
         self.initialized = false;
         self.bury(Vec::new());
         let names: Vec<String> = self.units.keys().cloned().collect();
