@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -142,7 +143,9 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
     let tls = server_tls(&config, ca.clone())?;
     write_admin_kubeconfig(&config, &ca)?;
     let mut parts = Parts::start(&config, &registry, &ca, stopped.clone()).await?;
-    let mut options = api::Options::new(tls.config()?, parts.streams());
+    let judge = tls.clone();
+    let trusted = Arc::new(move |chain: &[CertificateDer<'_>]| judge.trusts(chain));
+    let mut options = api::Options::new(tls.config()?, trusted, parts.streams());
     let trimmer = Trimmer::default();
     tokio::spawn(trimmer.clone().run());
     options.arrived = Arc::new(move |address| {
@@ -462,7 +465,6 @@ fn node_address(config: &ServerConfig, network: &Network) -> IpAddr {
 pub async fn reset(data_dir: &Path) -> Result<(), Error> {
     let runtime = Runtime::new(runtime_config(data_dir)?)?;
     node::reset(&data_dir.join("node"), &runtime).await?;
-    runtime.destroy().await?;
     if let Some(config) = recorded_network(data_dir) {
         Network::open(config).await?.destroy().await?;
     }

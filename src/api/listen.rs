@@ -87,7 +87,8 @@ impl Api {
             Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
             Err(_) => return tracing::debug!("TLS handshake timed out"),
         };
-        let user = identity::of(tls.get_ref().1.peer_certificates()).map(Arc::new);
+        let chain = tls.get_ref().1.peer_certificates().filter(|chain| (self.trusted)(chain));
+        let user = identity::of(chain).map(Arc::new);
         let anonymous = user.is_none();
         let service = service_fn(|request: Request<Incoming>| {
             let (api, user): (_, Option<Arc<User>>) = (self.clone(), user.clone());

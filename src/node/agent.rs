@@ -26,7 +26,7 @@ struct Entry {
 }
 
 /// The pods of this node.
-pub struct Agent<E: Engine> {
+pub(super) struct Agent<E: Engine> {
     shared: Arc<Shared<E>>,
     pods: Pods,
     entries: BTreeMap<String, Entry>,
@@ -38,7 +38,7 @@ pub struct Agent<E: Engine> {
 
 impl<E: Engine> Agent<E> {
     /// An agent for the pods kept in `pods`.
-    pub fn new(shared: Arc<Shared<E>>, pods: Pods) -> Self {
+    pub(super) fn new(shared: Arc<Shared<E>>, pods: Pods) -> Self {
         Self {
             shared,
             pods,
@@ -53,7 +53,7 @@ impl<E: Engine> Agent<E> {
     /// Starts a worker for every pod on disk; `left` is what the runtime still has of each, by UID.
     ///
     /// What is left of no pod is not touched: the caller removes it.
-    pub async fn resume(&mut self, mut left: HashMap<String, Left<E::Sandbox>>) -> Result<()> {
+    pub(super) async fn resume(&mut self, mut left: HashMap<String, Left<E::Sandbox>>) -> Result<()> {
         let pods = self.pods.clone();
         for dir in blocking("reading the pods of this node", move || pods.list()).await? {
             let uid = dir.uid();
@@ -78,12 +78,12 @@ impl<E: Engine> Agent<E> {
     }
 
     /// UIDs of the pods that have a worker.
-    pub fn uids(&self) -> HashSet<String> {
+    pub(super) fn uids(&self) -> HashSet<String> {
         self.entries.keys().cloned().collect()
     }
 
     /// A pod's directory and the pod as it should be.
-    pub fn pod(&self, uid: &str) -> Option<(PodDir, Arc<Desired>)> {
+    pub(super) fn pod(&self, uid: &str) -> Option<(PodDir, Arc<Desired>)> {
         self.entries.get(uid).map(|e| (e.dir.clone(), e.orders.borrow().pod.clone()))
     }
 
@@ -113,7 +113,7 @@ impl<E: Engine> Agent<E> {
     }
 
     /// Waits for a worker to end and forgets its pod; never returns while there is no worker.
-    pub async fn reap(&mut self) {
+    pub(super) async fn reap(&mut self) {
         let ended = match self.workers.join_next_with_id().await {
             None => return std::future::pending().await,
             Some(Ok((id, ()))) => id,
@@ -128,7 +128,7 @@ impl<E: Engine> Agent<E> {
     }
 
     /// Takes in one message of the server.
-    pub async fn take(&mut self, envelope: Envelope<ToNode>) {
+    pub(super) async fn take(&mut self, envelope: Envelope<ToNode>) {
         match self.arrivals.judge(&envelope) {
             Sequence::Next => {}
             Sequence::Gap => self.shared.outbox.hello(),

@@ -13,7 +13,7 @@ use crate::network::{Netns, Network};
 use crate::runtime::{self, Capture, ContainerConfig, ContainerId, ExecOutput, Runtime, SandboxConfig, SandboxState};
 
 /// Makes sandboxes and finds images.
-pub trait Engine: Clone + Send + Sync + 'static {
+pub(super) trait Engine: Clone + Send + Sync + 'static {
     /// A pod's sandbox.
     type Sandbox: Sandbox;
 
@@ -34,7 +34,7 @@ pub trait Engine: Clone + Send + Sync + 'static {
 }
 
 /// A pod's sandbox. Clones are the same sandbox.
-pub trait Sandbox: Clone + Send + Sync + 'static {
+pub(super) trait Sandbox: Clone + Send + Sync + 'static {
     /// The pod's UID.
     fn uid(&self) -> &str;
 
@@ -67,13 +67,13 @@ pub trait Sandbox: Clone + Send + Sync + 'static {
 
 /// The real one.
 #[derive(Clone)]
-pub struct Real {
+pub(super) struct Real {
     /// Sandboxes and containers.
-    pub runtime: Runtime,
+    pub(super) runtime: Runtime,
     /// Images.
-    pub images: Arc<ImageStore>,
+    pub(super) images: Arc<ImageStore>,
     /// The pod network.
-    pub network: Arc<Network>,
+    pub(super) network: Arc<Network>,
 }
 
 impl Engine for Real {
@@ -157,7 +157,7 @@ impl Sandbox for runtime::Sandbox {
 }
 
 /// Runs blocking file work on a helper thread.
-pub async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -33,7 +33,7 @@ struct Resolver {
 }
 
 /// Writes the three files into `dir`.
-pub fn write(dir: &Path, pod: &Desired, facts: &Facts, dns: &DnsConfig) -> Result<()> {
+pub(super) fn write(dir: &Path, pod: &Desired, facts: &Facts, dns: &DnsConfig) -> Result<()> {
     let host = if pod.host_network() { fs::read_to_string("/etc/hosts").unwrap_or_default() } else { String::new() };
     let put = |name: &str, text: String| {
         let path = dir.join(name);

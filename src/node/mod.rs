@@ -200,13 +200,7 @@ async fn report(config: &NodeConfig, outbox: &Outbox, images: &Arc<ImageStore>, 
 /// # Errors
 /// The first thing that could not be removed; calling it again goes on from there.
 pub async fn reset(data_dir: &std::path::Path, runtime: &Runtime) -> Result<()> {
-    let adopted = runtime.adopt().await?;
-    for sandbox in adopted.live {
-        sandbox.destroy().await?;
-    }
-    for sandbox in adopted.dead {
-        runtime.cleanup(&sandbox.uid).await?;
-    }
+    runtime.destroy().await?;
     let root = data_dir.to_owned();
     blocking("removing the node's files", move || {
         for dir in Pods::open(&root)?.list()? {

@@ -3,7 +3,7 @@
 //! Each volume the node makes is a directory below the pod's `volumes/`; what comes from objects lies on tmpfs, so that
 //! Secrets never touch the flash by way of a volume and updates wear nothing out.
 
-pub mod payload;
+mod payload;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,11 +21,11 @@ use payload::Payload;
 
 /// Where a volume lies and how it may be mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prepared {
+pub(super) struct Prepared {
     /// Directory or file on the host.
-    pub path: PathBuf,
+    pub(super) path: PathBuf,
     /// Containers may only read it.
-    pub readonly: bool,
+    pub(super) readonly: bool,
 }
 
 /// What a volume is made from, as far as this node can.
@@ -37,7 +37,7 @@ enum Source<'a> {
 }
 
 /// Makes every volume of the pod ready below `dir`, or brings files made from objects up to date. Idempotent.
-pub fn prepare(dir: &Path, pod: &Desired, facts: &Facts) -> Result<BTreeMap<String, Prepared>> {
+pub(super) fn prepare(dir: &Path, pod: &Desired, facts: &Facts) -> Result<BTreeMap<String, Prepared>> {
     fs::create_dir_all(dir).at("create", dir)?;
     let mut prepared = BTreeMap::new();
     for volume in pod.spec().volumes.iter().flatten() {
@@ -229,7 +229,7 @@ fn own(path: &Path, group: Option<u32>) -> Result<()> {
 }
 
 /// Unmounts and removes everything [`prepare`] made below `dir`. What lies on the host otherwise stays. Idempotent.
-pub fn remove(dir: &Path) -> Result<()> {
+pub(super) fn remove(dir: &Path) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -250,7 +250,7 @@ pub fn remove(dir: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use serde_json::{Value, json};
 

@@ -65,7 +65,8 @@ impl<E: Engine> Worker<E> {
         Ok(())
     }
 
-    async fn connect(&mut self) -> Result<()> {
+    /// Gives the sandbox its network and the files that tell of it. Idempotent.
+    pub(super) async fn connect(&mut self) -> Result<()> {
         let Some(sandbox) = self.sandbox.clone() else { return Ok(()) };
         let addresses = match self.pod.host_network() {
             true => self.facts.host_ips.clone(),

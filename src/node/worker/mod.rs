@@ -37,39 +37,39 @@ use crate::runtime::{ContainerId, Exit, SandboxState};
 use backoff::Backoff;
 
 /// What all workers of a node share.
-pub struct Shared<E: Engine> {
+pub(super) struct Shared<E: Engine> {
     /// Runtime, images, network.
-    pub engine: E,
+    pub(super) engine: E,
     /// Towards the server.
-    pub outbox: Outbox,
+    pub(super) outbox: Outbox,
     /// Changes when the set of present images does.
-    pub images: watch::Receiver<u64>,
+    pub(super) images: watch::Receiver<u64>,
     /// Name resolution in pods.
-    pub dns: DnsConfig,
+    pub(super) dns: DnsConfig,
     /// Directory of seccomp profiles.
-    pub seccomp: PathBuf,
+    pub(super) seccomp: PathBuf,
     /// The node's part of what pods can learn.
-    pub facts: Facts,
+    pub(super) facts: Facts,
     /// The living sandboxes by pod UID, for streams into pods.
-    pub sandboxes: Sandboxes<E::Sandbox>,
+    pub(super) sandboxes: Sandboxes<E::Sandbox>,
 }
 
 /// Sandboxes by pod UID.
-pub type Sandboxes<S> = Arc<Mutex<HashMap<String, S>>>;
+pub(super) type Sandboxes<S> = Arc<Mutex<HashMap<String, S>>>;
 
 /// What a pod's worker should see to.
 #[derive(Clone)]
-pub struct Order {
+pub(super) struct Order {
     /// The pod as it should be.
-    pub pod: Arc<Desired>,
+    pub(super) pod: Arc<Desired>,
     /// The pod's object is gone: end it and forget it.
-    pub removed: bool,
+    pub(super) removed: bool,
     /// A new number asks for a report even if nothing changed.
-    pub resync: u64,
+    pub(super) resync: u64,
 }
 
 /// What an earlier daemon left of a pod.
-pub enum Left<S> {
+pub(super) enum Left<S> {
     /// Nothing.
     Nothing,
     /// A sandbox that lives.
@@ -139,7 +139,7 @@ enum Flow {
 }
 
 /// The worker of one pod.
-pub struct Worker<E: Engine> {
+pub(super) struct Worker<E: Engine> {
     node: Arc<Shared<E>>,
     orders: watch::Receiver<Order>,
     pod: Arc<Desired>,
@@ -174,7 +174,12 @@ pub struct Worker<E: Engine> {
 
 impl<E: Engine> Worker<E> {
     /// A worker for the pod of `orders`, kept in `dir`, with what an earlier daemon left of it.
-    pub fn new(node: Arc<Shared<E>>, mut orders: watch::Receiver<Order>, dir: PodDir, left: Left<E::Sandbox>) -> Self {
+    pub(super) fn new(
+        node: Arc<Shared<E>>,
+        mut orders: watch::Receiver<Order>,
+        dir: PodDir,
+        left: Left<E::Sandbox>,
+    ) -> Self {
         let order = orders.borrow_and_update().clone();
         let no_state = watch::Sender::new(SandboxState::default());
         let mut worker = Self {
@@ -220,7 +225,7 @@ impl<E: Engine> Worker<E> {
     }
 
     /// Works until nothing of the pod is left, or the node stops (then the pod goes on without it).
-    pub async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         loop {
             self.wake_at = None;
             let flow = self.step().await;

@@ -104,6 +104,13 @@ impl<E: Engine> Worker<E> {
         if self.sandbox.is_none() {
             return;
         }
+        // A sandbox that was taken over: its probes need the pod's address.
+        if state.alive
+            && self.facts.pod_ips.is_empty()
+            && let Err(error) = self.connect().await
+        {
+            tracing::error!(pod = self.pod.uid(), %error, "cannot connect the pod to the network again");
+        }
         let pod = self.pod.clone();
         let mut changed = false;
         for container in &pod.containers {
@@ -178,6 +185,7 @@ impl<E: Engine> Worker<E> {
             return;
         }
         self.enter(None);
+        self.facts.pod_ips.clear();
         self.initialized = false;
         self.bury(Vec::new());
         let names: Vec<String> = self.units.keys().cloned().collect();

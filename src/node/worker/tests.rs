@@ -42,6 +42,7 @@ struct Fake {
     scripts: Mutex<BTreeMap<String, Script>>,
     /// What commands run inside answer.
     exec_code: Mutex<i32>,
+    attached: Mutex<u32>,
 }
 
 #[derive(Clone)]
@@ -97,6 +98,7 @@ impl Engine for FakeEngine {
     }
 
     async fn attach(&self, _sandbox: &FakeSandbox) -> Result<Vec<IpAddr>> {
+        *self.0.attached.lock().unwrap() += 1;
         Ok(vec!["10.42.0.7".parse().unwrap()])
     }
 
@@ -214,6 +216,7 @@ impl Bench {
             images: Mutex::new(["docker.io/library/img:1".to_owned()].into()),
             scripts: Mutex::new(scripts.iter().map(|(n, s)| ((*n).to_owned(), *s)).collect()),
             exec_code: Mutex::new(0),
+            attached: Mutex::new(0),
         };
         let message = desired_message(spec, objects);
         let pod = Arc::new(Desired::parse(&message).unwrap());
@@ -568,7 +571,7 @@ async fn a_new_daemon_takes_over_what_runs() {
 #[tokio::test(start_paused = true)]
 async fn a_new_daemon_keeps_the_verdicts_of_probes() {
     let probe = json!({"readinessProbe": {"exec": {"command": ["x"]}, "periodSeconds": 1, "failureThreshold": 1}});
-    for (code, state) in [(0, "running 0 ready"), (1, "running 0 ")] {
+    for (code, state) in [(0, "running 0 ready"), (1, "running 0")] {
         let bench = Bench::prepare(app(probe.clone()), &[], &[]);
         let engine = FakeEngine(bench.fake.clone());
         let sandbox = engine.create(&SandboxConfig { uid: "u-1".into(), ..SandboxConfig::default() }).await.unwrap();
@@ -605,6 +608,7 @@ async fn a_lost_shim_is_replaced() {
     sandbox.die();
     bench.after(1).await;
     assert_eq!(bench.fake.calls(), ["0 cleanup", "0 create", "0 run a-1"]);
+    assert_eq!(*bench.fake.attached.lock().unwrap(), 2, "taken over, then made anew");
     assert_eq!(bench.state("a"), "running 1 ready");
 }
 

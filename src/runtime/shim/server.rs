@@ -160,7 +160,12 @@ impl Server {
     fn wait(&self) -> nix::Result<Vec<Source>> {
         let input = PollFlags::POLLIN;
         let mut sources: Vec<(BorrowedFd<'_>, PollFlags, Source)> =
-            vec![(self.listener.as_fd(), input, Source::Listener), (self.signals.as_fd(), input, Source::Signals)];
+            vec![(self.signals.as_fd(), input, Source::Signals)];
+        if self.containers.values().all(|c| c.starting.is_none()) {
+            // A daemon that comes while a command is being started waits to hear how that went: it would take the
+            // container for one that never ran, and run it again.
+            sources.push((self.listener.as_fd(), input, Source::Listener));
+        }
         sources.extend(self.client.iter().map(|c| (c.as_fd(), input, Source::Client)));
         sources.extend(self.jobs.iter().map(|j| (j.control.as_fd(), input, Source::Job(j.helper))));
         for (id, container) in &self.containers {
