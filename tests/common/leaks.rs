@@ -130,7 +130,7 @@ fn remove_cgroup(dir: &Path) {
 pub fn assert_none(dir: &Path, netns: &str) {
     let data = dir.join("data");
     assert_eq!(processes(&data, netns), Vec::<i32>::new(), "processes left");
-    assert_eq!(mounts(dir), Vec::<String>::new(), "mounts left");
+    assert_eq!(mounts(&data), Vec::<String>::new(), "mounts left");
     assert_eq!(cgroups(&data), Vec::<PathBuf>::new(), "cgroups left");
     assert_eq!(interfaces(netns), Vec::<String>::new(), "interfaces left");
     assert!(!data.exists(), "{} left", data.display());

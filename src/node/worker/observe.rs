@@ -214,7 +214,9 @@ fn ended(id: &ContainerId, exit: &Exit, message: String) -> Ended {
 
 /// A run of which nothing is known but that it is over: the machine was reset or its shim killed.
 fn lost(history: &ContainerHistory) -> Ended {
-    Ended { attempt: history.attempt, code: 255, reason: "Unknown".to_owned(), finished: now(), ..Ended::default() }
+    let message = "its end was not seen: the machine was reset or the pod's shim killed".to_owned();
+    let reason = "Unknown".to_owned();
+    Ended { attempt: history.attempt, code: 255, reason, message, finished: now(), ..Ended::default() }
 }
 
 async fn termination_message(dir: &PodDir, id: &ContainerId, container: &Container, failed: bool) -> String {
