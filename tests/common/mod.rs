@@ -92,6 +92,19 @@ impl Cluster {
 
     /// Starts the daemon and waits until it says that it is ready.
     pub fn start_daemon(&mut self) {
+        let ready = self.launch_daemon();
+        let mut message = [0; 64];
+        let got = ready.recv(&mut message);
+        assert!(got.is_ok(), "the daemon did not become ready:\n{}", self.log());
+    }
+
+    /// How often the daemon was started.
+    pub fn starts(&self) -> u32 {
+        self.starts
+    }
+
+    /// Starts the daemon; it says on the socket that it is ready.
+    pub fn launch_daemon(&mut self) -> UnixDatagram {
         assert!(self.daemon.is_none());
         self.starts += 1;
         let notify = self.dir.path().join(format!("notify.{}", self.starts));
@@ -109,9 +122,7 @@ impl Cluster {
             .spawn()
             .unwrap();
         self.daemon = Some(child);
-        let mut message = [0; 64];
-        let got = ready.recv(&mut message);
-        assert!(got.is_ok(), "the daemon did not become ready:\n{}", self.log());
+        ready
     }
 
     pub fn daemon_pid(&self) -> i32 {
@@ -126,10 +137,11 @@ impl Cluster {
         }
     }
 
-    /// Kills everything this cluster runs but keeps its files: what a power cut leaves.
+    /// Ends everything this cluster runs but keeps its files: what a power cut leaves.
     pub fn power_cut(&mut self) {
         self.stop_daemon(nix::sys::signal::Signal::SIGKILL);
-        leaks::kill_all(&self.data_dir());
+        leaks::kill_all(&self.data_dir(), &self.netns.0);
+        leaks::forget_kernel_state(&self.data_dir(), &self.netns.0);
     }
 
     /// kubectl as the administrator.
