@@ -53,6 +53,8 @@ pub struct Cluster {
     daemon: Option<Child>,
     starts: u32,
     kubectl: PathBuf,
+    /// What the daemon logs.
+    pub log_filter: &'static str,
 }
 
 impl Cluster {
@@ -68,7 +70,7 @@ impl Cluster {
         assert!(nix::unistd::geteuid().is_root(), "these tests make containers: run them as root");
         let dir = tempfile::Builder::new().prefix("umiak-test-").tempdir().unwrap();
         let kubectl = kubectls().pop().expect("kubectl 1.27 or newer is needed: see README.md");
-        Self { netns: Netns::new(), dir, daemon: None, starts: 0, kubectl }
+        Self { netns: Netns::new(), dir, daemon: None, starts: 0, kubectl, log_filter: "info,umiak=debug" }
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -113,7 +115,7 @@ impl Cluster {
         let log = std::fs::File::create(self.dir.path().join(format!("umiak.{}.log", self.starts))).unwrap();
         let child = self
             .umiak()
-            .args(["server", "--node-name", "board", "--log", "info,umiak=debug", "--data-dir"])
+            .args(["server", "--node-name", "board", "--log", self.log_filter, "--data-dir"])
             .arg(self.data_dir())
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
