@@ -55,7 +55,7 @@ pub(super) fn sandbox(pod: &Desired) -> Result<SandboxConfig> {
         return refuse("spec.runtimeClassName");
     }
     for container in &pod.containers {
-        check(&container.spec)?;
+        check(&container.spec, spec.host_network.unwrap_or(false))?;
     }
     let context = spec.security_context.as_ref();
     let sysctls = context.and_then(|c| c.sysctls.as_ref()).into_iter().flatten();
@@ -78,7 +78,7 @@ pub(super) fn sandbox(pod: &Desired) -> Result<SandboxConfig> {
     })
 }
 
-fn check(container: &Container) -> Result<()> {
+fn check(container: &Container, host_network: bool) -> Result<()> {
     let refuse = |field: &str| Err(Error::config(format!("container {:?}: {field} is not supported", container.name)));
     if container.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
         return refuse("volumeDevices");
@@ -88,6 +88,10 @@ fn check(container: &Container) -> Result<()> {
     }
     if container.restart_policy_rules.as_ref().is_some_and(|r| !r.is_empty()) {
         return refuse("restartPolicyRules");
+    }
+    // In the node's own network a host port is the container's port.
+    if !host_network && container.ports.iter().flatten().any(|p| p.host_port.is_some_and(|port| port != 0)) {
+        return refuse("ports.hostPort without spec.hostNetwork");
     }
     for probe in [&container.liveness_probe, &container.readiness_probe, &container.startup_probe] {
         if probe.as_ref().is_some_and(|p| p.grpc.is_some()) {
@@ -418,6 +422,7 @@ mod tests {
                 json!({"containers": [{"name": "c", "volumeDevices": [{"name": "x", "devicePath": "/d"}]}]}),
                 "volumeDevices",
             ),
+            (json!({"containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": 1}]}]}), "ports.hostPort"),
             (json!({"containers": [{"name": "c", "livenessProbe": {"grpc": {"port": 1}}}]}), "grpc probe"),
         ] {
             let error = sandbox(&desired(spec, &[])).unwrap_err().to_string();

@@ -1,5 +1,7 @@
 //! What a data directory's daemon left on the machine: processes, mounts, cgroups, interfaces.
 
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
