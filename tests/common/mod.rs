@@ -9,11 +9,13 @@ pub mod images;
 pub mod leaks;
 
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::stat::{Mode, umask};
 use tempfile::TempDir;
 
 /// How long anything awaited may take on a loaded machine.
@@ -113,8 +115,15 @@ impl Cluster {
         let ready = UnixDatagram::bind(&notify).unwrap();
         ready.set_read_timeout(Some(PATIENCE)).unwrap();
         let log = std::fs::File::create(self.dir.path().join(format!("umiak.{}.log", self.starts))).unwrap();
-        let child = self
-            .umiak()
+        let mut command = self.umiak();
+        // SAFETY: umask is async-signal-safe. It is the systemd unit's: what pods see must not depend on it.
+        unsafe {
+            command.pre_exec(|| {
+                umask(Mode::from_bits_truncate(0o077));
+                Ok(())
+            })
+        };
+        let child = command
             .args(["server", "--node-name", "board", "--log", self.log_filter, "--data-dir"])
             .arg(self.data_dir())
             .env("NOTIFY_SOCKET", &notify)
