@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// Creates and then gets `objects` ConfigMaps over `connections`; gives creates and gets per second.
-pub fn run(netns: &str, kubeconfig: &Path, connections: usize, objects: usize) -> (f64, f64) {
+pub(crate) fn run(netns: &str, kubeconfig: &Path, connections: usize, objects: usize) -> (f64, f64) {
     let text = std::fs::read_to_string(kubeconfig).unwrap();
     let netns = netns.to_owned();
     // The thread that makes the sockets has to be in the server's namespace; the process stays in its own.
