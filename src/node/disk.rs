@@ -11,14 +11,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::{At, Error, Result};
+use crate::files;
 use crate::link::message::DesiredPod;
 
 /// The node's pods on disk.
@@ -130,7 +130,7 @@ impl PodDir {
 
     /// Removes what makes the directory a pod: what is left is only to be cleaned up. Idempotent.
     pub(super) fn disown(&self) -> Result<()> {
-        unless_absent(fs::remove_file(self.path.join("pod.json"))).at("remove", &self.path)
+        files::remove_tree(&self.path.join("pod.json")).at("remove", &self.path)
     }
 
     /// Whether [`PodDir::disown`] was called, or [`PodDir::store`] never came to its end.
@@ -142,14 +142,7 @@ impl PodDir {
     pub(super) fn remove(&self) -> Result<()> {
         // An interrupted removal must not be taken for a pod.
         self.disown()?;
-        unless_absent(fs::remove_dir_all(&self.path)).at("remove", &self.path)
-    }
-}
-
-fn unless_absent(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+        files::remove_tree(&self.path).at("remove", &self.path)
     }
 }
 
@@ -243,19 +236,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// Replaces a file as a whole, durably, readable by root alone.
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec(value).map_err(|e| Error::State { path: path.to_owned(), reason: e.to_string() })?;
-    let temporary = path.with_extension("tmp");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .at("create", &temporary)?;
-    file.write_all(&text).at("write", &temporary)?;
-    file.sync_data().at("sync", &temporary)?;
-    fs::rename(&temporary, path).at("rename", &temporary)?;
-    let parent = path.parent().unwrap_or(path);
-    fs::File::open(parent).and_then(|dir| dir.sync_all()).at("sync", parent)
+    files::replace(path, &text).at("write", path)
 }
 
 #[cfg(test)]

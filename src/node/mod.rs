@@ -207,7 +207,7 @@ pub async fn reset(data_dir: &std::path::Path, runtime: &Runtime) -> Result<()> 
             volumes::remove(&dir.volumes())?;
             dir.remove()?;
         }
-        std::fs::remove_dir_all(&root).map_err(|source| Error::File { op: "remove", path: root, source })
+        crate::files::remove_tree(&root).map_err(|source| Error::File { op: "remove", path: root, source })
     })
     .await
 }

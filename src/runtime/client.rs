@@ -20,6 +20,7 @@ use super::{
     shim::{self, EXIT_RECORD, OWN_CGROUP, READY},
     sys,
 };
+use crate::files;
 
 /// How long a new shim may take until it listens.
 const SHIM_START: Duration = Duration::from_secs(20);
@@ -218,9 +219,8 @@ pub(super) async fn cleanup(cgroups: &Cgroups, cgroup: &str, directory: &Path) -
         pause *= 2;
     }
     let path = directory.to_owned();
-    let removed = tokio::task::spawn_blocking(move || match fs::remove_dir_all(&path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::File { op: "remove", path, source }),
-        _ => Ok(()),
+    let removed = tokio::task::spawn_blocking(move || {
+        files::remove_tree(&path).map_err(|source| Error::File { op: "remove", path, source })
     });
     removed.await.unwrap_or_else(|e| Err(Error::File { op: "remove", path: directory.into(), source: e.into() }))
 }

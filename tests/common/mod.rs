@@ -9,11 +9,13 @@ pub mod images;
 pub mod leaks;
 
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::stat::{Mode, umask};
 use tempfile::TempDir;
 
 /// How long anything awaited may take on a loaded machine.
@@ -53,6 +55,8 @@ pub struct Cluster {
     daemon: Option<Child>,
     starts: u32,
     kubectl: PathBuf,
+    /// What the daemon logs.
+    pub log_filter: &'static str,
 }
 
 impl Cluster {
@@ -68,7 +72,7 @@ impl Cluster {
         assert!(nix::unistd::geteuid().is_root(), "these tests make containers: run them as root");
         let dir = tempfile::Builder::new().prefix("umiak-test-").tempdir().unwrap();
         let kubectl = kubectls().pop().expect("kubectl 1.27 or newer is needed: see README.md");
-        Self { netns: Netns::new(), dir, daemon: None, starts: 0, kubectl }
+        Self { netns: Netns::new(), dir, daemon: None, starts: 0, kubectl, log_filter: "info,umiak=debug" }
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -111,9 +115,16 @@ impl Cluster {
         let ready = UnixDatagram::bind(&notify).unwrap();
         ready.set_read_timeout(Some(PATIENCE)).unwrap();
         let log = std::fs::File::create(self.dir.path().join(format!("umiak.{}.log", self.starts))).unwrap();
-        let child = self
-            .umiak()
-            .args(["server", "--node-name", "board", "--log", "info,umiak=debug", "--data-dir"])
+        let mut command = self.umiak();
+        // SAFETY: umask is async-signal-safe. It is the systemd unit's: what pods see must not depend on it.
+        unsafe {
+            command.pre_exec(|| {
+                umask(Mode::from_bits_truncate(0o077));
+                Ok(())
+            })
+        };
+        let child = command
+            .args(["server", "--node-name", "board", "--log", self.log_filter, "--data-dir"])
             .arg(self.data_dir())
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())

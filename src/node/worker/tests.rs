@@ -499,7 +499,8 @@ async fn deletion_asks_waits_and_kills() {
 #[tokio::test(start_paused = true)]
 async fn a_shorter_grace_hastens() {
     let mut bench = Bench::start(app(json!({})), &[("a", Script::Stubborn)]).await;
-    bench.delete(600);
+    // Longer than any clock counts.
+    bench.delete(i64::MAX.unsigned_abs());
     bench.after(5).await;
     bench.fake.calls();
     bench.delete(0);
@@ -625,8 +626,10 @@ async fn a_changed_image_restarts_its_container() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_ends_the_pod() {
     let mut spec = app(json!({}));
-    spec["activeDeadlineSeconds"] = json!(0);
+    spec["activeDeadlineSeconds"] = json!(5);
     let mut bench = Bench::start(spec, &[]).await;
+    bench.after(4).await;
+    assert_eq!(bench.phase(), "Running");
     bench.after(1).await;
     assert_eq!((bench.phase(), bench.status["reason"].as_str()), ("Failed", Some("DeadlineExceeded")));
 }
