@@ -187,7 +187,7 @@ fn settled(cluster: &Cluster, declared: &Declared) {
             break;
         }
         if began.elapsed() > common::PATIENCE {
-            let pods = cluster.k("get pods -o wide");
+            let pods = cluster.k("get pods -o wide") + &cluster.k("describe node board");
             panic!("{running} pods and {tasks} ended ones declared, found {found:?}\n{pods}");
         }
         std::thread::sleep(Duration::from_millis(300));
@@ -237,14 +237,12 @@ fn traces(cluster: &Cluster) -> Vec<(&'static str, usize)> {
     ]
 }
 
-/// The daemon's children that are in no pod's cgroup, and files of interrupted writes.
-fn strangers(cluster: &Cluster) -> Vec<String> {
+/// Processes of ours that are in no pod's cgroup.
+fn strangers(cluster: &Cluster) -> Vec<i32> {
     let data = cluster.data_dir();
     let daemon = cluster.daemon_pid();
     let outside = |pid: &i32| !leaks::in_cgroup(*pid, &data) && *pid != daemon;
-    let processes = leaks::processes(&data, &cluster.netns.0).into_iter().filter(outside);
-    let files = leaks::files(&data).into_iter().filter(|path| path.extension().is_some_and(|e| e == "tmp"));
-    processes.map(|pid| pid.to_string()).chain(files.map(|path| path.display().to_string())).collect()
+    leaks::processes(&data, &cluster.netns.0).into_iter().filter(outside).collect()
 }
 
 fn shims(cluster: &Cluster) -> Vec<i32> {

@@ -48,18 +48,6 @@ pub fn zombies(data_dir: &Path, netns: &str) -> Vec<i32> {
     own.iter().copied().filter(is_zombie).collect()
 }
 
-/// Every file below a directory.
-pub fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => found.extend(files(&entry.path())),
-            _ => found.push(entry.path()),
-        }
-    }
-    found
-}
-
 /// Ends all of them, shims and containers alike.
 pub fn kill_all(data_dir: &Path, netns: &str) {
     while let pids @ [_, ..] = processes(data_dir, netns).as_slice() {
