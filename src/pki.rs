@@ -6,9 +6,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,11 +17,15 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::ring::{default_provider, sign::any_supported_type};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+
+use crate::files;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const CA_LIFE: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
@@ -89,15 +93,15 @@ impl Ca {
     /// every client of the old one.
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let (key_path, cert_path) = (directory.join("ca.key"), directory.join("ca.crt"));
-        let write = |source| Error::File { operation: "make directory", path: directory.to_owned(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(write)?;
+        let failed = |source| Error::File { operation: "make directory", path: directory.to_owned(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let key = match read_optional(&key_path)? {
             Some(pem) => {
                 KeyPair::from_pem(&pem).map_err(|e| Error::Damaged { path: key_path.clone(), reason: e.to_string() })?
             }
             None => {
                 let key = KeyPair::generate().map_err(|source| Error::Issue { subject: "umiak-ca".into(), source })?;
-                write_private(&key_path, key.serialize_pem().as_bytes())?;
+                write(&key_path, &key.serialize_pem())?;
                 key
             }
         };
@@ -110,7 +114,7 @@ impl Ca {
                     .self_signed(issuer.key())
                     .map_err(|source| Error::Issue { subject: "umiak-ca".into(), source })?
                     .pem();
-                write_private(&cert_path, pem.as_bytes())?;
+                write(&cert_path, &pem)?;
                 pem
             }
         };
@@ -186,29 +190,19 @@ fn read_optional(path: &Path) -> Result<Option<String>, Error> {
     }
 }
 
-/// Writes a file that only the owner may read, so that after a power cut it is there whole or not at all.
-///
-/// # Errors
-/// When the directory is full, read-only or missing.
-pub fn write_private(path: &Path, data: &[u8]) -> Result<(), Error> {
-    let failed = |source| Error::File { operation: "write", path: path.to_owned(), source };
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
-    let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(data)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
-    };
-    write().map_err(failed)
+fn write(path: &Path, data: &str) -> Result<(), Error> {
+    files::replace(path, data.as_bytes()).map_err(|source| Error::File {
+        operation: "write",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The server's side of TLS: its certificate, which follows the host's addresses, and who may connect.
 pub struct ServerTls {
     ca: Arc<Ca>,
     names: Vec<String>,
+    clients: Arc<dyn ClientCertVerifier>,
     current: Mutex<Current>,
 }
 
@@ -236,7 +230,8 @@ impl ServerTls {
     ) -> Result<Arc<Self>, Error> {
         let addresses: BTreeSet<IpAddr> = addresses.into_iter().take(MAX_ADDRESSES).collect();
         let current = Current { key: certified(&ca, &names, &addresses)?, addresses, renew_after: renewal() };
-        Ok(Arc::new(Self { ca, names, current: Mutex::new(current) }))
+        let clients = client_verifier(&ca)?;
+        Ok(Arc::new(Self { ca, names, clients, current: Mutex::new(current) }))
     }
 
     /// Makes sure that the certificate names `address`, at which a connection has arrived.
@@ -256,31 +251,86 @@ impl ServerTls {
         }
     }
 
-    /// The rustls configuration: TLS 1.3, ALPN `h2` and `http/1.1`, client certificates of this CA verified when given.
+    /// Whether a client's certificate chain is of this CA and valid now.
+    pub fn trusts(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((end, intermediates)) = chain.split_first() else { return false };
+        self.clients.verify_client_cert(end, intermediates, UnixTime::now()).is_ok()
+    }
+
+    /// The rustls configuration: TLS 1.3, ALPN `h2` and `http/1.1`. Client certificates are asked for, not required, and
+    /// only proven to be the client's own: whether they count is for [`ServerTls::trusts`] to say.
     ///
     /// # Errors
-    /// When the CA certificate does not parse.
+    /// When rustls refuses it.
     pub fn config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, Error> {
         let tls = |e: &dyn std::fmt::Display| Error::Tls(e.to_string());
-        let mut roots = RootCertStore::empty();
-        for certificate in pem_certificates(&self.ca.certificate)? {
-            roots.add(certificate).map_err(|e| tls(&e))?;
-        }
-        let provider = Arc::new(default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|e| tls(&e))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| tls(&e))?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::new(AnyClient(self.clients.clone())))
             .with_cert_resolver(self.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // Session tickets of the default configuration keep a cache of full sessions; a stateless ticketer would
         // resume clients whose certificate has been revoked since.
         config.send_tls13_tickets = 0;
         Ok(Arc::new(config))
+    }
+}
+
+fn client_verifier(ca: &Ca) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let tls = |e: &dyn std::fmt::Display| Error::Tls(e.to_string());
+    let mut roots = RootCertStore::empty();
+    for certificate in pem_certificates(&ca.certificate)? {
+        roots.add(certificate).map_err(|e| tls(&e))?;
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider()))
+        .build()
+        .map_err(|e| tls(&e))
+}
+
+/// Lets every client through the handshake, as Kubernetes does: one with a certificate of another CA is to read 401 with
+/// a `Status`, not a TLS alert.
+#[derive(Debug)]
+struct AnyClient(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for AnyClient {
+    fn root_hint_subjects(&self) -> &[rustls::DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
     }
 }
 
@@ -346,6 +396,17 @@ mod tests {
         let error = Ca::open(directory.path()).err().unwrap().to_string();
         assert!(error.contains("ca.key is damaged"), "{error}");
         assert_eq!(fs::read_to_string(directory.path().join("ca.key")).unwrap(), "x");
+    }
+
+    #[test]
+    fn only_certificates_of_this_ca_are_trusted() {
+        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (ours, theirs) = (Arc::new(Ca::open(ours.path()).unwrap()), Ca::open(theirs.path()).unwrap());
+        let tls = ServerTls::new(ours.clone(), vec!["localhost".into()], []).unwrap();
+        let chain = |ca: &Ca| pem_certificates(&ca.client("a", &["system:masters"]).unwrap().certificate).unwrap();
+        assert!(tls.trusts(&chain(&ours)));
+        assert!(!tls.trusts(&chain(&theirs)));
+        assert!(!tls.trusts(&[]));
     }
 
     #[test]

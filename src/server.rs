@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -18,6 +19,7 @@ use tokio::task::JoinSet;
 use crate::api::{self, Api};
 use crate::cidr::Cidr;
 use crate::config::ServerConfig;
+use crate::files;
 use crate::fleet::{Fleet, Member};
 use crate::image::ImageStore;
 use crate::kinds::meta;
@@ -142,7 +144,9 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
     let tls = server_tls(&config, ca.clone())?;
     write_admin_kubeconfig(&config, &ca)?;
     let mut parts = Parts::start(&config, &registry, &ca, stopped.clone()).await?;
-    let mut options = api::Options::new(tls.config()?, parts.streams());
+    let judge = tls.clone();
+    let trusted = Arc::new(move |chain: &[CertificateDer<'_>]| judge.trusts(chain));
+    let mut options = api::Options::new(tls.config()?, trusted, parts.streams());
     let trimmer = Trimmer::default();
     tokio::spawn(trimmer.clone().run());
     options.arrived = Arc::new(move |address| {
@@ -253,7 +257,7 @@ fn write_admin_kubeconfig(config: &ServerConfig, ca: &Ca) -> Result<(), Error> {
     let server = format!("https://{}", SocketAddr::new(host, config.https_port));
     let identity = ca.client("umiak-admin", &["system:masters"])?;
     let text = pki::kubeconfig("umiak", &server, ca.certificate(), "umiak-admin", &identity);
-    Ok(pki::write_private(&config.data_dir.join(ADMIN_KUBECONFIG), text.as_bytes())?)
+    keep(config.data_dir.join(ADMIN_KUBECONFIG), &text)
 }
 
 /// Everything that runs beside the API.
@@ -433,7 +437,12 @@ fn network_config(config: &ServerConfig) -> NetworkConfig {
 /// Notes which bridge is ours, so that a reset finds it without the configuration of the day.
 fn record_network(data_dir: &Path, config: &NetworkConfig) -> Result<(), Error> {
     let text = format!("{} {}\n", config.bridge, config.pod_cidr);
-    Ok(pki::write_private(&data_dir.join(NETWORK), text.as_bytes())?)
+    keep(data_dir.join(NETWORK), &text)
+}
+
+/// Keeps a file in the data directory.
+fn keep(path: PathBuf, text: &str) -> Result<(), Error> {
+    files::replace(&path, text.as_bytes()).map_err(|source| Error::DataDir { path, source })
 }
 
 fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {

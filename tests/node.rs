@@ -42,21 +42,34 @@ fn test<F: Future<Output = ()>>(name: &str, body: impl FnOnce(Arc<tempfile::Temp
     assert!(up.success());
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let cgroup = format!("/umiak-node-{}-{name}", std::process::id());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(body(dir.clone(), cgroup.clone()));
-    runtime.block_on(node::reset(&dir.path().join("node"), &real_runtime(&dir, &cgroup))).unwrap();
-    drop(runtime);
+    let left = Left { dir: dir.clone(), cgroup: cgroup.clone() };
+    in_runtime(body(dir.clone(), cgroup.clone()));
+    drop(left);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(dir.path().to_str().unwrap()), "mounts left: {mounts}");
     assert!(!dir.path().join("node").exists());
     for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
         let left = hierarchy.path().join(&cgroup[1..]);
-        if let Ok(pods) = fs::read_dir(&left) {
-            let pods: Vec<PathBuf> = pods.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
-            assert!(pods.is_empty(), "cgroups left: {pods:?}");
-            let _ = fs::remove_dir(&left);
-        }
+        assert!(!left.exists(), "cgroup left: {}", left.display());
     }
+}
+
+/// What a test leaves is removed by a reset, also when it fails.
+struct Left {
+    dir: Arc<tempfile::TempDir>,
+    cgroup: String,
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let runtime = real_runtime(&self.dir, &self.cgroup);
+        let done = in_runtime(async { node::reset(&self.dir.path().join("node"), &runtime).await });
+        assert!(done.is_ok() || std::thread::panicking(), "{done:?}");
+    }
+}
+
+fn in_runtime<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
 fn real_runtime(dir: &tempfile::TempDir, cgroup: &str) -> Runtime {

@@ -17,11 +17,11 @@ use crate::common::Cluster;
 use crate::table;
 
 /// Where the server listens, as seen in its namespace.
-pub const ADDRESS: &str = "127.0.0.1:6443";
+pub(crate) const ADDRESS: &str = "127.0.0.1:6443";
 const CONNECTIONS: usize = 32;
 const OBJECTS: usize = 40_000;
 
-pub fn measure(cluster: &Cluster) {
+pub(crate) fn measure(cluster: &Cluster) {
     let kubeconfig = fs::read_to_string(cluster.data_dir().join("admin.kubeconfig")).unwrap();
     let (creates, gets) = in_namespace(&cluster.netns.0, move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -33,7 +33,7 @@ pub fn measure(cluster: &Cluster) {
 }
 
 /// Runs a thread in the server's network namespace; the process stays in its own.
-pub fn in_namespace<T: Send + 'static>(netns: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn in_namespace<T: Send + 'static>(netns: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let namespace = File::open(format!("/run/netns/{netns}")).unwrap();
     let thread = std::thread::spawn(|| {
         nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
@@ -70,7 +70,7 @@ async fn both(kubeconfig: &str) -> (f64, f64) {
     (creates, gets)
 }
 
-pub type Connection = TlsStream<TcpStream>;
+pub(crate) type Connection = TlsStream<TcpStream>;
 
 async fn phase(
     streams: Vec<Connection>,
@@ -108,7 +108,7 @@ async fn answered(stream: &mut Connection) {
     }
 }
 
-pub async fn connect(connector: &TlsConnector) -> Connection {
+pub(crate) async fn connect(connector: &TlsConnector) -> Connection {
     let address: SocketAddr = ADDRESS.parse().unwrap();
     let stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -116,7 +116,7 @@ pub async fn connect(connector: &TlsConnector) -> Connection {
 }
 
 /// With the client certificate of a kubeconfig.
-pub fn connector(kubeconfig: &str, protocols: &[&[u8]]) -> TlsConnector {
+pub(crate) fn connector(kubeconfig: &str, protocols: &[&[u8]]) -> TlsConnector {
     let field = |name: &str| {
         let line = kubeconfig.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap();
         STANDARD.decode(line.trim()).unwrap()

@@ -82,12 +82,17 @@ impl Api {
             (self.arrived)(address.ip());
         }
         let mut stopping = self.stopping.subscribe();
-        let tls = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        let shaken = tokio::select! {
+            shaken = timeout(HANDSHAKE, acceptor.accept(stream)) => shaken,
+            () = stopped(&mut stopping) => return,
+        };
+        let tls = match shaken {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
             Err(_) => return tracing::debug!("TLS handshake timed out"),
         };
-        let user = identity::of(tls.get_ref().1.peer_certificates()).map(Arc::new);
+        let chain = tls.get_ref().1.peer_certificates().filter(|chain| (self.trusted)(chain));
+        let user = identity::of(chain).map(Arc::new);
         let anonymous = user.is_none();
         let service = service_fn(|request: Request<Incoming>| {
             let (api, user): (_, Option<Arc<User>>) = (self.clone(), user.clone());

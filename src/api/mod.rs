@@ -31,6 +31,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 
 use crate::kinds::status::Status;
 use crate::link::stream::{Stream, StreamRequest};
@@ -47,12 +48,17 @@ pub trait PodStreams: Send + Sync {
     fn open<'a>(&'a self, node: &'a str, request: StreamRequest) -> BoxFuture<'a, Result<Stream, Status>>;
 }
 
+/// Judges a client's certificate chain.
+pub type Trusted = dyn Fn(&[CertificateDer<'_>]) -> bool + Send + Sync;
+
 /// Bounds and parts of an API server.
 pub struct Options {
     /// Server certificate, client certificates, ALPN.
     pub tls: Arc<ServerConfig>,
     /// Told the local address of every connection before its handshake, so that the certificate can follow it.
     pub arrived: Arc<dyn Fn(IpAddr) + Send + Sync>,
+    /// Whether a client's certificate chain counts; the handshake has only proven that the client holds its key.
+    pub trusted: Arc<Trusted>,
     /// Streams to pods.
     pub streams: Arc<dyn PodStreams>,
     /// Most connections at a time; more wait in the kernel's queue.
@@ -65,8 +71,16 @@ pub struct Options {
 
 impl Options {
     /// The bounds of a small board.
-    pub fn new(tls: Arc<ServerConfig>, streams: Arc<dyn PodStreams>) -> Self {
-        Self { tls, arrived: Arc::new(|_| ()), streams, max_connections: 4096, max_mutating: 400, max_readonly: 800 }
+    pub fn new(tls: Arc<ServerConfig>, trusted: Arc<Trusted>, streams: Arc<dyn PodStreams>) -> Self {
+        Self {
+            tls,
+            trusted,
+            arrived: Arc::new(|_| ()),
+            streams,
+            max_connections: 4096,
+            max_mutating: 400,
+            max_readonly: 800,
+        }
     }
 }
 
@@ -75,6 +89,7 @@ pub struct Api {
     registry: Registry,
     streams: Arc<dyn PodStreams>,
     arrived: Arc<dyn Fn(IpAddr) + Send + Sync>,
+    trusted: Arc<Trusted>,
     tls: Arc<ServerConfig>,
     limits: limits::Limits,
     stopping: tokio::sync::watch::Sender<bool>,
@@ -87,6 +102,7 @@ impl Api {
             registry,
             streams: options.streams,
             arrived: options.arrived,
+            trusted: options.trusted,
             tls: options.tls,
             limits: limits::Limits::new(options.max_connections, options.max_mutating, options.max_readonly),
             stopping: tokio::sync::watch::Sender::new(false),

@@ -91,7 +91,10 @@ impl Server {
         let store = Store::open(store::Options::new(directory.path().join("state.db"))).unwrap();
         let registry = Registry::new(store, KindTable::builtin());
         registry.bootstrap().await.unwrap();
-        let api = Api::new(registry, Options::new(Arc::new(tls), Arc::new(NoStreams)));
+        let api = Api::new(
+            registry,
+            Options::new(Arc::new(tls), Arc::new(|_: &[CertificateDer<'_>]| true), Arc::new(NoStreams)),
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (stop, stopped) = oneshot::channel::<()>();

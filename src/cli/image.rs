@@ -89,7 +89,7 @@ pub fn run(args: &ImageArgs) -> Result<ExitCode, Error> {
     };
     let mut code = ExitCode::SUCCESS;
     for error in results.into_iter().filter_map(Result::err) {
-        eprintln!("error: {error}");
+        eprintln!("umiak: {error}");
         code = ExitCode::FAILURE;
     }
     Ok(code)

@@ -26,7 +26,7 @@ struct Entry {
 }
 
 /// The pods of this node.
-pub struct Agent<E: Engine> {
+pub(super) struct Agent<E: Engine> {
     shared: Arc<Shared<E>>,
     pods: Pods,
     entries: BTreeMap<String, Entry>,
@@ -38,7 +38,7 @@ pub struct Agent<E: Engine> {
 
 impl<E: Engine> Agent<E> {
     /// An agent for the pods kept in `pods`.
-    pub fn new(shared: Arc<Shared<E>>, pods: Pods) -> Self {
+    pub(super) fn new(shared: Arc<Shared<E>>, pods: Pods) -> Self {
         Self {
             shared,
             pods,
@@ -53,7 +53,7 @@ impl<E: Engine> Agent<E> {
     /// Starts a worker for every pod on disk; `left` is what the runtime still has of each, by UID.
     ///
     /// What is left of no pod is not touched: the caller removes it.
-    pub async fn resume(&mut self, mut left: HashMap<String, Left<E::Sandbox>>) -> Result<()> {
+    pub(super) async fn resume(&mut self, mut left: HashMap<String, Left<E::Sandbox>>) -> Result<()> {
         let pods = self.pods.clone();
         for dir in blocking("reading the pods of this node", move || pods.list()).await? {
             let uid = dir.uid();
@@ -68,8 +68,12 @@ impl<E: Engine> Agent<E> {
                     self.spawn(uid.clone(), pod, &message, dir, left.remove(&uid).unwrap_or(Left::Nothing));
                 }
                 Err(error) => {
-                    // Without its specification nobody can look after it; the server will send it again.
-                    tracing::warn!(pod = uid, error, "forgetting a pod that cannot be read");
+                    if dir.is_disowned() {
+                        tracing::info!(pod = uid, "finishing the removal of a pod");
+                    } else {
+                        // Without its specification nobody can look after it; the server will send it again.
+                        tracing::warn!(pod = uid, error, "forgetting a pod that cannot be read");
+                    }
                     self.forget(&uid, dir).await;
                 }
             }
@@ -78,12 +82,12 @@ impl<E: Engine> Agent<E> {
     }
 
     /// UIDs of the pods that have a worker.
-    pub fn uids(&self) -> HashSet<String> {
+    pub(super) fn uids(&self) -> HashSet<String> {
         self.entries.keys().cloned().collect()
     }
 
     /// A pod's directory and the pod as it should be.
-    pub fn pod(&self, uid: &str) -> Option<(PodDir, Arc<Desired>)> {
+    pub(super) fn pod(&self, uid: &str) -> Option<(PodDir, Arc<Desired>)> {
         self.entries.get(uid).map(|e| (e.dir.clone(), e.orders.borrow().pod.clone()))
     }
 
@@ -113,7 +117,7 @@ impl<E: Engine> Agent<E> {
     }
 
     /// Waits for a worker to end and forgets its pod; never returns while there is no worker.
-    pub async fn reap(&mut self) {
+    pub(super) async fn reap(&mut self) {
         let ended = match self.workers.join_next_with_id().await {
             None => return std::future::pending().await,
             Some(Ok((id, ()))) => id,
@@ -128,7 +132,7 @@ impl<E: Engine> Agent<E> {
     }
 
     /// Takes in one message of the server.
-    pub async fn take(&mut self, envelope: Envelope<ToNode>) {
+    pub(super) async fn take(&mut self, envelope: Envelope<ToNode>) {
         match self.arrivals.judge(&envelope) {
             Sequence::Next => {}
             Sequence::Gap => self.shared.outbox.hello(),
@@ -215,6 +219,10 @@ impl<E: Engine> Agent<E> {
 
     fn remove(&mut self, uid: &str) {
         if let Some(entry) = self.entries.get(uid) {
+            // At once: a daemon that dies before the worker is done must not bring the pod to life again.
+            if let Err(error) = entry.dir.disown() {
+                tracing::error!(pod = uid, %error, "cannot note that the pod is removed");
+            }
             entry.orders.send_modify(|order| order.removed = true);
         }
     }

@@ -21,20 +21,20 @@ const MAX_REDIRECTS: usize = 10;
 
 /// Where to look.
 #[derive(Clone)]
-pub struct Target<S> {
+pub(super) struct Target<S> {
     /// The pod's sandbox.
-    pub sandbox: S,
+    pub(super) sandbox: S,
     /// The container.
-    pub id: ContainerId,
+    pub(super) id: ContainerId,
     /// The pod's address.
-    pub address: IpAddr,
+    pub(super) address: IpAddr,
     /// The container, for the names of its ports.
-    pub container: Arc<Container>,
+    pub(super) container: Arc<Container>,
 }
 
 /// What to do.
 #[derive(Clone, Copy)]
-pub enum Action<'a> {
+pub(super) enum Action<'a> {
     /// Run a command; 0 is well.
     Exec(&'a ExecAction),
     /// Get a page; 200 to 399 is well.
@@ -44,7 +44,7 @@ pub enum Action<'a> {
 }
 
 /// Looks once. The error is kubelet's text.
-pub async fn look<S: Sandbox>(target: &Target<S>, action: Action<'_>, timeout: Duration) -> Result<(), String> {
+pub(super) async fn look<S: Sandbox>(target: &Target<S>, action: Action<'_>, timeout: Duration) -> Result<(), String> {
     match action {
         Action::Exec(action) => exec(target, action.command.as_deref().unwrap_or_default(), timeout).await,
         Action::Http(action) => http(target, action, timeout).await,

@@ -16,30 +16,30 @@ use crate::runtime::{
 };
 
 /// What a container's configuration depends on beside its specification.
-pub struct Surroundings<'a> {
+pub(super) struct Surroundings<'a> {
     /// The pod.
-    pub pod: &'a Desired,
+    pub(super) pod: &'a Desired,
     /// What the pod can learn of its node.
-    pub facts: &'a Facts,
+    pub(super) facts: &'a Facts,
     /// The pod's volumes.
-    pub volumes: &'a BTreeMap<String, Prepared>,
+    pub(super) volumes: &'a BTreeMap<String, Prepared>,
     /// Directory of the managed files (`hosts`, `hostname`, `resolv.conf`).
-    pub files: &'a Path,
+    pub(super) files: &'a Path,
     /// The file behind `terminationMessagePath`.
-    pub termination: &'a Path,
+    pub(super) termination: &'a Path,
     /// The log file.
-    pub log: &'a Path,
+    pub(super) log: &'a Path,
     /// Directory of seccomp profiles.
-    pub seccomp: &'a Path,
+    pub(super) seccomp: &'a Path,
     /// Memory of the node in bytes.
-    pub capacity: i64,
+    pub(super) capacity: i64,
 }
 
 /// The default of `terminationMessagePath`.
-pub const TERMINATION_PATH: &str = "/dev/termination-log";
+pub(super) const TERMINATION_PATH: &str = "/dev/termination-log";
 
 /// The sandbox of a pod; a field this node cannot carry out is an error that names it.
-pub fn sandbox(pod: &Desired) -> Result<SandboxConfig> {
+pub(super) fn sandbox(pod: &Desired) -> Result<SandboxConfig> {
     let spec = pod.spec();
     let refuse = |field: &str| Err(Error::config(format!("{field} is not supported")));
     if spec.host_users == Some(false) {
@@ -55,7 +55,7 @@ pub fn sandbox(pod: &Desired) -> Result<SandboxConfig> {
         return refuse("spec.runtimeClassName");
     }
     for container in &pod.containers {
-        check(&container.spec)?;
+        check(&container.spec, spec.host_network.unwrap_or(false))?;
     }
     let context = spec.security_context.as_ref();
     let sysctls = context.and_then(|c| c.sysctls.as_ref()).into_iter().flatten();
@@ -78,7 +78,7 @@ pub fn sandbox(pod: &Desired) -> Result<SandboxConfig> {
     })
 }
 
-fn check(container: &Container) -> Result<()> {
+fn check(container: &Container, host_network: bool) -> Result<()> {
     let refuse = |field: &str| Err(Error::config(format!("container {:?}: {field} is not supported", container.name)));
     if container.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
         return refuse("volumeDevices");
@@ -88,6 +88,10 @@ fn check(container: &Container) -> Result<()> {
     }
     if container.restart_policy_rules.as_ref().is_some_and(|r| !r.is_empty()) {
         return refuse("restartPolicyRules");
+    }
+    // In the node's own network a host port is the container's port.
+    if !host_network && container.ports.iter().flatten().any(|p| p.host_port.is_some_and(|port| port != 0)) {
+        return refuse("ports.hostPort without spec.hostNetwork");
     }
     for probe in [&container.liveness_probe, &container.readiness_probe, &container.startup_probe] {
         if probe.as_ref().is_some_and(|p| p.grpc.is_some()) {
@@ -102,7 +106,7 @@ fn check(container: &Container) -> Result<()> {
 }
 
 /// The configuration of one run of a container.
-pub fn config(
+pub(super) fn config(
     around: &Surroundings<'_>,
     container: &Container,
     attempt: u32,
@@ -168,7 +172,7 @@ fn refuse_root(
     match user.uid {
         Some(0) => Err(Error::config(format!("container's runAsUser breaks non-root policy {place}"))),
         Some(_) => Ok(()),
-        None if from_image.is_empty() || from_image == "0" => {
+        None if from_image.is_empty() || from_image.parse() == Ok(0u32) => {
             Err(Error::config(format!("container has runAsNonRoot and image will run as root {place}")))
         }
         None if from_image.parse::<u32>().is_err() => Err(Error::config(format!(
@@ -264,7 +268,7 @@ fn mounts(
 }
 
 /// The number of an image's stop signal (`SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`); 0 if there is none, or no such signal.
-pub fn stop_signal(text: Option<&str>) -> i32 {
+pub(super) fn stop_signal(text: Option<&str>) -> i32 {
     let Some(text) = text else { return 0 };
     let name = text.trim().to_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
@@ -386,6 +390,7 @@ mod tests {
         for (spec, user, text) in [
             (container(non_root.clone()), "", "image will run as root"),
             (container(non_root.clone()), "0:0", "image will run as root"),
+            (container(non_root.clone()), "00", "image will run as root"),
             (container(non_root.clone()), "app", "non-numeric user (app)"),
             (
                 container(json!({"securityContext": {"runAsNonRoot": true, "runAsUser": 0}})),
@@ -418,6 +423,7 @@ mod tests {
                 json!({"containers": [{"name": "c", "volumeDevices": [{"name": "x", "devicePath": "/d"}]}]}),
                 "volumeDevices",
             ),
+            (json!({"containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": 1}]}]}), "ports.hostPort"),
             (json!({"containers": [{"name": "c", "livenessProbe": {"grpc": {"port": 1}}}]}), "grpc probe"),
         ] {
             let error = sandbox(&desired(spec, &[])).unwrap_err().to_string();

@@ -11,25 +11,25 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::{At, Error, Result};
+use crate::files;
 use crate::link::message::DesiredPod;
 
 /// The node's pods on disk.
 #[derive(Clone, Debug)]
-pub struct Pods {
+pub(super) struct Pods {
     root: PathBuf,
 }
 
 impl Pods {
     /// Opens, or makes, the directory (0700).
-    pub fn open(node_dir: &Path) -> Result<Self> {
+    pub(super) fn open(node_dir: &Path) -> Result<Self> {
         let root = node_dir.join("pods");
         fs::create_dir_all(&root).at("create", &root)?;
         fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).at("change the mode of", &root)?;
@@ -37,7 +37,7 @@ impl Pods {
     }
 
     /// A pod's directory, whether it exists or not.
-    pub fn pod(&self, uid: &str) -> Result<PodDir> {
+    pub(super) fn pod(&self, uid: &str) -> Result<PodDir> {
         let plain = !uid.is_empty() && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         if !plain {
             return Err(Error::config(format!("pod UID {uid:?} is no file name")));
@@ -46,7 +46,7 @@ impl Pods {
     }
 
     /// Every pod's directory.
-    pub fn list(&self) -> Result<Vec<PodDir>> {
+    pub(super) fn list(&self) -> Result<Vec<PodDir>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.root).at("read", &self.root)? {
             found.push(PodDir { path: entry.at("read", &self.root)?.path() });
@@ -57,60 +57,60 @@ impl Pods {
 
 /// One pod's directory.
 #[derive(Clone, Debug)]
-pub struct PodDir {
+pub(super) struct PodDir {
     path: PathBuf,
 }
 
 impl PodDir {
     /// The UID it is named by.
-    pub fn uid(&self) -> String {
+    pub(super) fn uid(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// `volumes/`
-    pub fn volumes(&self) -> PathBuf {
+    pub(super) fn volumes(&self) -> PathBuf {
         self.path.join("volumes")
     }
 
     /// `files/`
-    pub fn files(&self) -> PathBuf {
+    pub(super) fn files(&self) -> PathBuf {
         self.path.join("files")
     }
 
     /// The file behind a run's `terminationMessagePath`.
-    pub fn message(&self, container: &str, attempt: u32) -> PathBuf {
+    pub(super) fn message(&self, container: &str, attempt: u32) -> PathBuf {
         self.path.join("containers").join(container).join(format!("{attempt}.message"))
     }
 
     /// A run's log file.
-    pub fn log(&self, container: &str, attempt: u32) -> PathBuf {
+    pub(super) fn log(&self, container: &str, attempt: u32) -> PathBuf {
         self.path.join("logs").join(container).join(format!("{attempt}.log"))
     }
 
     /// Reads the pod.
-    pub fn load(&self) -> Result<DesiredPod> {
+    pub(super) fn load(&self) -> Result<DesiredPod> {
         read_json(&self.path.join("pod.json"))
     }
 
     /// Keeps the pod; on disk when it returns.
-    pub fn store(&self, pod: &DesiredPod) -> Result<()> {
+    pub(super) fn store(&self, pod: &DesiredPod) -> Result<()> {
         make_directory(&self.path)?;
         write_json(&self.path.join("pod.json"), pod)
     }
 
     /// What happened to the pod's containers so far; nothing if that is not known.
-    pub fn history(&self) -> History {
+    pub(super) fn history(&self) -> History {
         // An unreadable history costs restart counts, a pod that does not start costs more.
         read_json(&self.path.join("state.json")).unwrap_or_default()
     }
 
     /// Keeps the history; on disk when it returns.
-    pub fn store_history(&self, history: &History) -> Result<()> {
+    pub(super) fn store_history(&self, history: &History) -> Result<()> {
         write_json(&self.path.join("state.json"), history)
     }
 
     /// Makes the files and directories a run of a container needs, and removes those of runs before the previous one.
-    pub fn prepare_run(&self, container: &str, attempt: u32) -> Result<()> {
+    pub(super) fn prepare_run(&self, container: &str, attempt: u32) -> Result<()> {
         let message = self.message(container, attempt);
         let log = self.log(container, attempt);
         for file in [&message, &log] {
@@ -128,17 +128,21 @@ impl PodDir {
         Ok(())
     }
 
+    /// Removes what makes the directory a pod: what is left is only to be cleaned up. Idempotent.
+    pub(super) fn disown(&self) -> Result<()> {
+        files::remove_tree(&self.path.join("pod.json")).at("remove", &self.path)
+    }
+
+    /// Whether [`PodDir::disown`] was called, or [`PodDir::store`] never came to its end.
+    pub(super) fn is_disowned(&self) -> bool {
+        fs::exists(self.path.join("pod.json")).is_ok_and(|exists| !exists)
+    }
+
     /// Removes everything of the pod. Its volumes must have been removed before. Idempotent.
-    pub fn remove(&self) -> Result<()> {
-        // First what makes it a pod, so that an interrupted removal is not taken for one.
-        let pod = self.path.join("pod.json");
-        for result in [fs::remove_file(&pod), fs::remove_dir_all(&self.path)] {
-            match result {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).at("remove", &self.path),
-                _ => {}
-            }
-        }
-        Ok(())
+    pub(super) fn remove(&self) -> Result<()> {
+        // An interrupted removal must not be taken for a pod.
+        self.disown()?;
+        files::remove_tree(&self.path).at("remove", &self.path)
     }
 }
 
@@ -158,66 +162,66 @@ fn remove_before(dir: Option<&Path>, oldest: u32) -> Result<()> {
 /// What happened to a pod's containers: what must be known after a restart of the node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct History {
+pub(super) struct History {
     /// Seconds since 1970 when the node took the pod.
-    pub started: i64,
+    pub(super) started: i64,
     /// Counts the pod's sandboxes.
-    pub sandbox: u32,
+    pub(super) sandbox: u32,
     /// By container name.
-    pub containers: BTreeMap<String, ContainerHistory>,
+    pub(super) containers: BTreeMap<String, ContainerHistory>,
     /// Set once the pod has ended for good.
-    pub outcome: Option<Outcome>,
+    pub(super) outcome: Option<Outcome>,
 }
 
 /// How a pod ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outcome {
+pub(super) struct Outcome {
     /// `Succeeded` or `Failed`.
-    pub phase: String,
+    pub(super) phase: String,
     /// `status.reason`, for example `DeadlineExceeded`; empty for the usual end.
-    pub reason: String,
+    pub(super) reason: String,
     /// `status.message`.
-    pub message: String,
+    pub(super) message: String,
 }
 
 /// The runs of a container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct ContainerHistory {
+pub(super) struct ContainerHistory {
     /// The number of the current run, counted from 0.
-    pub attempt: u32,
+    pub(super) attempt: u32,
     /// The sandbox it belongs to.
-    pub sandbox: u32,
+    pub(super) sandbox: u32,
     /// The image as the pod names it.
-    pub image: String,
+    pub(super) image: String,
     /// What it was found to be.
-    pub image_id: String,
+    pub(super) image_id: String,
     /// The image's stop signal; 0 is SIGTERM.
-    pub stop_signal: i32,
+    pub(super) stop_signal: i32,
     /// How the current run ended.
-    pub ended: Option<Ended>,
+    pub(super) ended: Option<Ended>,
     /// How the run before ended.
-    pub previous: Option<Ended>,
+    pub(super) previous: Option<Ended>,
 }
 
 /// How a run ended: `state.terminated`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Ended {
+pub(super) struct Ended {
     /// The run's number.
-    pub attempt: u32,
+    pub(super) attempt: u32,
     /// Exit code.
-    pub code: i32,
+    pub(super) code: i32,
     /// Signal, if one ended it.
-    pub signal: Option<i32>,
+    pub(super) signal: Option<i32>,
     /// `Completed`, `Error`, `OOMKilled`, …
-    pub reason: String,
+    pub(super) reason: String,
     /// Termination message.
-    pub message: String,
+    pub(super) message: String,
     /// Seconds since 1970; 0 if it never ran.
-    pub started: i64,
+    pub(super) started: i64,
     /// Seconds since 1970.
-    pub finished: i64,
+    pub(super) finished: i64,
 }
 
 fn make_directory(path: &Path) -> Result<()> {
@@ -232,19 +236,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// Replaces a file as a whole, durably, readable by root alone.
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec(value).map_err(|e| Error::State { path: path.to_owned(), reason: e.to_string() })?;
-    let temporary = path.with_extension("tmp");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .at("create", &temporary)?;
-    file.write_all(&text).at("write", &temporary)?;
-    file.sync_data().at("sync", &temporary)?;
-    fs::rename(&temporary, path).at("rename", &temporary)?;
-    let parent = path.parent().unwrap_or(path);
-    fs::File::open(parent).and_then(|dir| dir.sync_all()).at("sync", parent)
+    files::replace(path, &text).at("write", path)
 }
 
 #[cfg(test)]
@@ -272,6 +264,9 @@ mod tests {
         fs::write(base.path().join("pods/u-1/state.json"), "{").unwrap();
         assert_eq!(dir.history(), History::default());
         assert_eq!(pods.list().unwrap().len(), 1);
+        assert!(!dir.is_disowned());
+        dir.disown().unwrap();
+        assert!(dir.is_disowned() && dir.load().is_err());
         dir.remove().unwrap();
         dir.remove().unwrap();
         assert!(pods.list().unwrap().is_empty());

@@ -9,7 +9,7 @@ use super::pod::{Desired, Facts};
 use super::resources::{limit, milli, request, value};
 
 /// The value of a `fieldRef`.
-pub fn field(pod: &Desired, facts: &Facts, path: &str) -> Result<String> {
+pub(super) fn field(pod: &Desired, facts: &Facts, path: &str) -> Result<String> {
     let metadata = &pod.pod.metadata;
     if let Some((map, key)) = path.strip_suffix("']").and_then(|p| p.split_once("['")) {
         let map = match map {
@@ -50,7 +50,7 @@ fn lines(map: Option<&std::collections::BTreeMap<String, String>>) -> String {
 }
 
 /// The value of a `resourceFieldRef`, in units of its divisor, rounded up. `own` is the container it is written in.
-pub fn resource(
+pub(super) fn resource(
     pod: &Desired,
     facts: &Facts,
     own: Option<&Container>,

@@ -15,7 +15,7 @@ use crate::kinds::Object;
 
 /// Environment variables in the order they were written; a repeated name keeps its last value.
 #[derive(Debug, Default)]
-pub struct Environment {
+pub(super) struct Environment {
     names: Vec<String>,
     values: BTreeMap<String, String>,
 }
@@ -28,23 +28,23 @@ impl Environment {
     }
 
     /// The value of a variable.
-    pub fn get(&self, name: &str) -> Option<String> {
+    pub(super) fn get(&self, name: &str) -> Option<String> {
         self.values.get(name).cloned()
     }
 
     /// `NAME=value` lines.
-    pub fn lines(&self) -> Vec<String> {
+    pub(super) fn lines(&self) -> Vec<String> {
         self.names.iter().filter_map(|n| Some(format!("{n}={}", self.values.get(n)?))).collect()
     }
 
     /// Replaces `$(NAME)` by the variables.
-    pub fn expand(&self, text: &str) -> String {
+    pub(super) fn expand(&self, text: &str) -> String {
         expand(text, |name| self.get(name))
     }
 }
 
 /// The bytes under a key of a ConfigMap (`data`, `binaryData`) or Secret (`data`).
-pub fn entry(resource: &str, object: &Object, key: &str) -> Option<Vec<u8>> {
+pub(super) fn entry(resource: &str, object: &Object, key: &str) -> Option<Vec<u8>> {
     let text = |field: &str| object.get(field)?.get(key)?.as_str();
     match resource {
         "secrets" => BASE64.decode(text("data")?).ok(),
@@ -56,7 +56,7 @@ pub fn entry(resource: &str, object: &Object, key: &str) -> Option<Vec<u8>> {
 }
 
 /// All keys of a ConfigMap or Secret, sorted.
-pub fn keys(object: &Object) -> Vec<&String> {
+pub(super) fn keys(object: &Object) -> Vec<&String> {
     let of = |field: &str| object.get(field).and_then(Value::as_object).into_iter().flat_map(|m| m.keys());
     let mut keys: Vec<_> = of("data").chain(of("binaryData")).collect();
     keys.sort();
@@ -64,7 +64,7 @@ pub fn keys(object: &Object) -> Vec<&String> {
 }
 
 /// The environment Kubernetes defines for a container; the image's own comes before it.
-pub fn build(pod: &Desired, facts: &Facts, container: &Container) -> Result<Environment> {
+pub(super) fn build(pod: &Desired, facts: &Facts, container: &Container) -> Result<Environment> {
     let mut environment = Environment::default();
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
@@ -148,13 +148,13 @@ fn kind(resource: &str) -> &'static str {
 }
 
 /// kubelet's words for a missing object.
-pub fn not_found(resource: &str, name: &str) -> Error {
+pub(super) fn not_found(resource: &str, name: &str) -> Error {
     Error::config(format!("{} {name:?} not found", kind(resource).to_lowercase()))
 }
 
 /// The command line: `command` replaces the image's entry point and drops its default arguments, `args` replaces only
 /// the arguments.
-pub fn command(
+pub(super) fn command(
     container: &Container,
     image: &crate::image::ImageConfig,
     environment: &Environment,

@@ -6,23 +6,23 @@ use crate::link::message::EventReport;
 
 /// Records the events of pods. Cheap to clone.
 #[derive(Clone)]
-pub struct Recorder {
+pub(super) struct Recorder {
     outbox: Outbox,
 }
 
 impl Recorder {
     /// A recorder that reports through `outbox`.
-    pub fn new(outbox: Outbox) -> Self {
+    pub(super) fn new(outbox: Outbox) -> Self {
         Self { outbox }
     }
 
     /// Something went as it should. `container` is the name of the one concerned.
-    pub fn normal(&self, pod: &Desired, container: Option<&str>, reason: &str, message: impl Into<String>) {
+    pub(super) fn normal(&self, pod: &Desired, container: Option<&str>, reason: &str, message: impl Into<String>) {
         self.record(false, pod, container, reason, message.into());
     }
 
     /// Something the user should look at.
-    pub fn warning(&self, pod: &Desired, container: Option<&str>, reason: &str, message: impl Into<String>) {
+    pub(super) fn warning(&self, pod: &Desired, container: Option<&str>, reason: &str, message: impl Into<String>) {
         self.record(true, pod, container, reason, message.into());
     }
 

@@ -1,7 +1,7 @@
 //! `$(VAR)` in commands, arguments, values and `subPathExpr`.
 
 /// Replaces every `$(NAME)` that `lookup` knows; `$$` is a dollar sign; what is unknown stays as it is written.
-pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
+pub(super) fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {

@@ -8,16 +8,16 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// A non-blocking descriptor.
-pub struct Fd(AsyncFd<OwnedFd>);
+pub(super) struct Fd(AsyncFd<OwnedFd>);
 
 impl Fd {
     /// For reading. The descriptor must be non-blocking.
-    pub fn reader(fd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn reader(fd: OwnedFd) -> io::Result<Self> {
         Self::new(fd, Interest::READABLE)
     }
 
     /// For writing. The descriptor must be non-blocking.
-    pub fn writer(fd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn writer(fd: OwnedFd) -> io::Result<Self> {
         Self::new(fd, Interest::WRITABLE)
     }
 
@@ -27,7 +27,7 @@ impl Fd {
     }
 
     /// Reads something; 0 at the end. Cancel safe.
-    pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(super) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.0.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?)).await;
         match read {
             // A terminal whose last process is gone.
@@ -37,7 +37,7 @@ impl Fd {
     }
 
     /// Writes all of it.
-    pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(super) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let written = self.0.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?)).await?;
             bytes = &bytes[written..];

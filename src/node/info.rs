@@ -26,7 +26,7 @@ const KUBELET_VERSION: &str = "v1.35.0+umiak";
 
 /// Sizes of this machine.
 #[derive(Clone, Copy, Debug)]
-pub struct Machine {
+pub(super) struct Machine {
     cpus: usize,
     memory: u64,
     memory_available: u64,
@@ -36,7 +36,7 @@ pub struct Machine {
 
 impl Machine {
     /// Measures; `data` lies on the disk that counts.
-    pub fn measure(data: &Path) -> Self {
+    pub(super) fn measure(data: &Path) -> Self {
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let kib = |name: &str| -> u64 {
             let line = meminfo.lines().find_map(|l| l.strip_prefix(name));
@@ -60,7 +60,7 @@ impl Machine {
     }
 
     /// The node's part of what pods can learn.
-    pub fn facts(&self, addresses: &[IpAddr]) -> Facts {
+    pub(super) fn facts(&self, addresses: &[IpAddr]) -> Facts {
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         Facts {
             pod_ips: Vec::new(),
@@ -73,19 +73,19 @@ impl Machine {
 }
 
 /// The parts of a report that are not measured.
-pub struct Identity<'a> {
+pub(super) struct Identity<'a> {
     /// Node name.
-    pub name: &'a str,
+    pub(super) name: &'a str,
     /// Addresses, the most important first.
-    pub addresses: &'a [IpAddr],
+    pub(super) addresses: &'a [IpAddr],
     /// Labels of the operator.
-    pub labels: &'a BTreeMap<String, String>,
+    pub(super) labels: &'a BTreeMap<String, String>,
     /// Why pods do not reach the outside, if they do not.
-    pub network_problem: Option<String>,
+    pub(super) network_problem: Option<String>,
 }
 
 /// The node's report.
-pub fn report(identity: &Identity<'_>, machine: &Machine, images: Vec<ImageSummary>) -> NodeReport {
+pub(super) fn report(identity: &Identity<'_>, machine: &Machine, images: Vec<ImageSummary>) -> NodeReport {
     let mut labels = Object::new();
     for (key, value) in identity.labels {
         labels.insert(key.clone(), json!(value));

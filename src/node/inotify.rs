@@ -18,19 +18,19 @@ impl AsRawFd for Fd {
 }
 
 /// Watches one file or directory.
-pub struct Watcher {
+pub(super) struct Watcher {
     fd: AsyncFd<Fd>,
 }
 
 impl Watcher {
     /// Files that appear in, are renamed into or are removed from a directory.
-    pub fn directory(path: &Path) -> io::Result<Self> {
+    pub(super) fn directory(path: &Path) -> io::Result<Self> {
         let flags = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE;
         Self::new(path, flags)
     }
 
     /// Writes to a file, and its renaming.
-    pub fn file(path: &Path) -> io::Result<Self> {
+    pub(super) fn file(path: &Path) -> io::Result<Self> {
         Self::new(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF)
     }
 
@@ -42,7 +42,7 @@ impl Watcher {
     }
 
     /// Waits for changes; the names of files concerned (none for a watched file itself). Cancel safe.
-    pub async fn next(&mut self) -> io::Result<Vec<OsString>> {
+    pub(super) async fn next(&mut self) -> io::Result<Vec<OsString>> {
         loop {
             let mut ready = self.fd.readable().await?;
             match ready.get_inner().0.read_events() {

@@ -18,22 +18,22 @@ use crate::link::stream::{Channel, Frame, LogOptions, MAX_FRAME};
 use crate::runtime::{ContainerId, ContainerState, SandboxState};
 
 /// Which log.
-pub struct Source {
+pub(super) struct Source {
     /// The pod's directory.
-    pub dir: PodDir,
+    pub(super) dir: PodDir,
     /// The pod's name, for messages.
-    pub pod: String,
+    pub(super) pod: String,
     /// The container's name.
-    pub container: String,
+    pub(super) container: String,
     /// Tells when the container ends; `None`: it has.
-    pub state: Option<watch::Receiver<SandboxState>>,
+    pub(super) state: Option<watch::Receiver<SandboxState>>,
 }
 
 /// Sends what the options select. Returns when it is all sent, the container has ended, or nobody listens.
 ///
 /// # Errors
 /// 400 if there is no such log; 500 if it cannot be read.
-pub async fn serve(source: Source, options: &LogOptions, to: &mpsc::Sender<Frame>) -> Result<(), Status> {
+pub(super) async fn serve(source: Source, options: &LogOptions, to: &mpsc::Sender<Frame>) -> Result<(), Status> {
     let current = source.attempt();
     let (pod, container) = (&source.pod, &source.container);
     let attempt = match (options.previous, current) {

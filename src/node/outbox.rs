@@ -15,7 +15,7 @@ const MAX_EVENTS: usize = 256;
 
 /// Cheap to clone; all clones are one outbox.
 #[derive(Clone, Default)]
-pub struct Outbox {
+pub(super) struct Outbox {
     waiting: Arc<Mutex<Waiting>>,
     wake: Arc<Notify>,
 }
@@ -31,31 +31,31 @@ struct Waiting {
 
 impl Outbox {
     /// Asks the server for everything the node should have.
-    pub fn hello(&self) {
+    pub(super) fn hello(&self) {
         self.add(|w| w.hello = true);
     }
 
     /// Reports the node.
-    pub fn node(&self, report: NodeReport) {
+    pub(super) fn node(&self, report: NodeReport) {
         self.add(|w| w.node = Some(report));
     }
 
     /// Reports a pod's status.
-    pub fn status(&self, report: PodReport) {
+    pub(super) fn status(&self, report: PodReport) {
         self.add(|w| {
             w.statuses.insert(report.pod.uid.clone(), report);
         });
     }
 
     /// Reports that nothing of a pod is left.
-    pub fn gone(&self, pod: PodName) {
+    pub(super) fn gone(&self, pod: PodName) {
         self.add(|w| {
             w.gone.insert(pod.uid.clone(), pod);
         });
     }
 
     /// Reports an event.
-    pub fn event(&self, event: EventReport) {
+    pub(super) fn event(&self, event: EventReport) {
         self.add(|w| {
             if w.events.len() >= MAX_EVENTS {
                 w.events.pop_front();
@@ -88,7 +88,7 @@ impl Outbox {
     }
 
     /// Sends what comes in until the carrier is gone.
-    pub async fn run(&self, to_server: mpsc::Sender<Envelope<ToServer>>) {
+    pub(super) async fn run(&self, to_server: mpsc::Sender<Envelope<ToServer>>) {
         let mut sequence = Sequence::start();
         loop {
             while let Ok(permit) = to_server.reserve().await {
@@ -109,7 +109,7 @@ impl Outbox {
 
     /// Everything that waits, for tests.
     #[cfg(test)]
-    pub fn drain(&self) -> Vec<ToServer> {
+    pub(super) fn drain(&self) -> Vec<ToServer> {
         std::iter::from_fn(|| self.take()).collect()
     }
 }

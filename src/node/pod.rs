@@ -11,7 +11,7 @@ use crate::link::message::{DesiredPod, PodName, Reference};
 
 /// What a container is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
+pub(super) enum Role {
     /// Runs to completion before the next one.
     Init,
     /// An init container with `restartPolicy: Always`: goes on beside the others.
@@ -24,41 +24,41 @@ pub enum Role {
 
 /// A container of a pod and its role.
 #[derive(Clone, Debug)]
-pub struct ContainerSpec {
+pub(super) struct ContainerSpec {
     /// What it is for.
-    pub role: Role,
+    pub(super) role: Role,
     /// Its specification.
-    pub spec: Container,
+    pub(super) spec: Container,
 }
 
 /// A pod the node should have, with what it uses.
 #[derive(Debug)]
-pub struct Desired {
+pub(super) struct Desired {
     /// The pod; its lists of containers are moved to [`Desired::containers`].
-    pub pod: Pod,
+    pub(super) pod: Pod,
     /// Init containers, containers, ephemeral containers, in this order.
-    pub containers: Vec<ContainerSpec>,
+    pub(super) containers: Vec<ContainerSpec>,
     objects: BTreeMap<Reference, Object>,
 }
 
 /// What the pod can learn of its surroundings (downward API).
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
+pub(super) struct Facts {
     /// The pod's addresses; empty before it has a sandbox.
-    pub pod_ips: Vec<IpAddr>,
+    pub(super) pod_ips: Vec<IpAddr>,
     /// The node's addresses.
-    pub host_ips: Vec<IpAddr>,
+    pub(super) host_ips: Vec<IpAddr>,
     /// CPU of the node for pods, in thousandths.
-    pub cpu_milli: i64,
+    pub(super) cpu_milli: i64,
     /// Memory of the node for pods, in bytes.
-    pub memory: i64,
+    pub(super) memory: i64,
     /// Disk of the node for pods, in bytes.
-    pub storage: i64,
+    pub(super) storage: i64,
 }
 
 impl Desired {
     /// Reads what the server sent.
-    pub fn parse(desired: &DesiredPod) -> Result<Self, serde_json::Error> {
+    pub(super) fn parse(desired: &DesiredPod) -> Result<Self, serde_json::Error> {
         let mut pod: Pod = serde_json::from_value(Value::Object(desired.pod.clone()))?;
         let mut containers = Vec::new();
         if let Some(spec) = pod.spec.as_mut() {
@@ -79,59 +79,59 @@ impl Desired {
     }
 
     /// `spec`.
-    pub fn spec(&self) -> &PodSpec {
+    pub(super) fn spec(&self) -> &PodSpec {
         static EMPTY: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
         self.pod.spec.as_ref().unwrap_or(&EMPTY)
     }
 
     /// `metadata.uid`.
-    pub fn uid(&self) -> &str {
+    pub(super) fn uid(&self) -> &str {
         self.pod.metadata.uid.as_deref().unwrap_or_default()
     }
 
     /// `metadata.name`.
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         self.pod.metadata.name.as_deref().unwrap_or_default()
     }
 
     /// `metadata.namespace`.
-    pub fn namespace(&self) -> &str {
+    pub(super) fn namespace(&self) -> &str {
         self.pod.metadata.namespace.as_deref().unwrap_or_default()
     }
 
     /// The full name.
-    pub fn pod_name(&self) -> PodName {
+    pub(super) fn pod_name(&self) -> PodName {
         PodName { uid: self.uid().to_owned(), namespace: self.namespace().to_owned(), name: self.name().to_owned() }
     }
 
     /// A container by name.
-    pub fn container(&self, name: &str) -> Option<&ContainerSpec> {
+    pub(super) fn container(&self, name: &str) -> Option<&ContainerSpec> {
         self.containers.iter().find(|c| c.spec.name == name)
     }
 
     /// Whether the server wants the pod ended.
-    pub fn deleting(&self) -> bool {
+    pub(super) fn deleting(&self) -> bool {
         self.pod.metadata.deletion_timestamp.is_some()
     }
 
     /// Seconds containers have to end: of the deletion if there is one, else of the specification.
-    pub fn grace(&self) -> i64 {
+    pub(super) fn grace(&self) -> i64 {
         let deletion = self.pod.metadata.deletion_grace_period_seconds.filter(|_| self.deleting());
         deletion.or(self.spec().termination_grace_period_seconds).unwrap_or(30).max(0)
     }
 
     /// `restartPolicy`.
-    pub fn restart_policy(&self) -> &str {
+    pub(super) fn restart_policy(&self) -> &str {
         self.spec().restart_policy.as_deref().unwrap_or("Always")
     }
 
     /// Whether the pod lives in the node's network.
-    pub fn host_network(&self) -> bool {
+    pub(super) fn host_network(&self) -> bool {
         self.spec().host_network.unwrap_or(false)
     }
 
     /// The pod's host name as its processes see it.
-    pub fn hostname(&self) -> &str {
+    pub(super) fn hostname(&self) -> &str {
         let spec = self.spec();
         let name = spec.hostname_override.as_deref().or(spec.hostname.as_deref()).filter(|h| !h.is_empty());
         // A host name has at most 63 characters; kubelet cuts there and drops what may not end one.
@@ -140,12 +140,12 @@ impl Desired {
     }
 
     /// An object of the pod's namespace that it refers to.
-    pub fn object(&self, resource: &str, name: &str) -> Option<&Object> {
+    pub(super) fn object(&self, resource: &str, name: &str) -> Option<&Object> {
         self.object_in(resource, self.namespace(), name)
     }
 
     /// An object the pod refers to.
-    pub fn object_in(&self, resource: &str, namespace: &str, name: &str) -> Option<&Object> {
+    pub(super) fn object_in(&self, resource: &str, namespace: &str, name: &str) -> Option<&Object> {
         let reference =
             Reference { resource: resource.to_owned(), namespace: namespace.to_owned(), name: name.to_owned() };
         self.objects.get(&reference)

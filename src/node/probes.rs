@@ -12,7 +12,7 @@ use super::engine::Sandbox;
 
 /// Which probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// The others wait for its first success.
     Startup,
     /// A failure restarts the container.
@@ -23,7 +23,7 @@ pub enum Kind {
 
 impl Kind {
     /// As events name it.
-    pub fn title(self) -> &'static str {
+    pub(super) fn title(self) -> &'static str {
         match self {
             Kind::Startup => "Startup",
             Kind::Liveness => "Liveness",
@@ -34,7 +34,7 @@ impl Kind {
 
 /// What a prober tells its pod worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub(super) enum Finding {
     /// One look failed; with kubelet's text.
     Failed(String),
     /// A threshold was reached: the probe's result is this now.
@@ -43,20 +43,20 @@ pub enum Finding {
 
 /// A finding of one run of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub(super) struct Found {
     /// Container name.
-    pub container: String,
+    pub(super) container: String,
     /// Its run.
-    pub attempt: u32,
+    pub(super) attempt: u32,
     /// Which probe.
-    pub kind: Kind,
+    pub(super) kind: Kind,
     /// What was found.
-    pub finding: Finding,
+    pub(super) finding: Finding,
 }
 
 /// Looks after one run of a container as long as it is polled: first the startup probe, then the others beside each
 /// other. `running` is how long the container has run already.
-pub async fn watch<S: Sandbox>(target: Target<S>, running: Duration, started: bool, found: mpsc::Sender<Found>) {
+pub(super) async fn watch<S: Sandbox>(target: Target<S>, running: Duration, started: bool, found: mpsc::Sender<Found>) {
     let container: &Container = &target.container;
     let since = Instant::now().checked_sub(running).unwrap_or_else(Instant::now);
     let run = |kind: Kind, probe: &Probe| {

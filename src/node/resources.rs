@@ -54,12 +54,12 @@ fn scaled(text: &str, scale: i32) -> Option<i64> {
 }
 
 /// Whole units (bytes), rounded up; 0 if the text is no quantity.
-pub fn value(quantity: &Quantity) -> i64 {
+pub(super) fn value(quantity: &Quantity) -> i64 {
     scaled(&quantity.0, 0).unwrap_or(0)
 }
 
 /// Thousandths (of a CPU), rounded up; 0 if the text is no quantity.
-pub fn milli(quantity: &Quantity) -> i64 {
+pub(super) fn milli(quantity: &Quantity) -> i64 {
     scaled(&quantity.0, 3).unwrap_or(0)
 }
 
@@ -70,12 +70,12 @@ fn of<'a>(list: &'a Quantities, name: &str) -> Option<&'a Quantity> {
 }
 
 /// The limit of a container, if it has one.
-pub fn limit<'a>(container: &'a Container, name: &str) -> Option<&'a Quantity> {
+pub(super) fn limit<'a>(container: &'a Container, name: &str) -> Option<&'a Quantity> {
     of(&container.resources.as_ref()?.limits, name)
 }
 
 /// The request of a container; its limit where no request is written.
-pub fn request<'a>(container: &'a Container, name: &str) -> Option<&'a Quantity> {
+pub(super) fn request<'a>(container: &'a Container, name: &str) -> Option<&'a Quantity> {
     of(&container.resources.as_ref()?.requests, name).or_else(|| limit(container, name))
 }
 
@@ -92,7 +92,7 @@ fn positive(value: i64) -> Option<i64> {
 }
 
 /// The cgroup values of a container.
-pub fn of_container(container: &Container) -> Resources {
+pub(super) fn of_container(container: &Container) -> Resources {
     let cpu_limit = limit(container, "cpu").map(milli).and_then(positive);
     Resources {
         cpu_shares: Some(shares(request(container, "cpu").map_or(0, milli))),
@@ -123,7 +123,7 @@ fn pod_sum(pod: &Desired, measure: impl Fn(&Container) -> i64, overhead: i64) ->
 }
 
 /// The cgroup values of the whole pod: a limit only where every container has one, or the pod itself.
-pub fn of_pod(pod: &Desired) -> Resources {
+pub(super) fn of_pod(pod: &Desired) -> Resources {
     let spec = pod.spec();
     let own = spec.resources.as_ref();
     let own_limit = |name| own.and_then(|r: &ResourceRequirements| of(&r.limits, name));
@@ -155,7 +155,7 @@ pub fn of_pod(pod: &Desired) -> Resources {
 }
 
 /// `status.qosClass`: `Guaranteed`, `Burstable` or `BestEffort`.
-pub fn qos(pod: &Desired) -> &'static str {
+pub(super) fn qos(pod: &Desired) -> &'static str {
     const COUNTED: [&str; 2] = ["cpu", "memory"];
     let mut any = false;
     let mut guaranteed = true;
@@ -181,7 +181,7 @@ pub fn qos(pod: &Desired) -> &'static str {
 }
 
 /// `oom_score_adj` of a container: who asked for much memory is killed late. `capacity` is the node's memory in bytes.
-pub fn oom_score(pod: &Desired, container: &Container, capacity: i64) -> i32 {
+pub(super) fn oom_score(pod: &Desired, container: &Container, capacity: i64) -> i32 {
     if pod.spec().priority_class_name.as_deref() == Some("system-node-critical") {
         return -997;
     }

@@ -15,49 +15,49 @@ use super::resources;
 
 /// Why a container does not run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
+pub(super) struct Waiting {
     /// CamelCase, for example `CrashLoopBackOff`.
-    pub reason: &'static str,
+    pub(super) reason: &'static str,
     /// For people; may be empty.
-    pub message: String,
+    pub(super) message: String,
 }
 
 /// What is known of a container at this moment, beside its history.
 #[derive(Clone, Debug, Default)]
-pub struct Now {
+pub(super) struct Now {
     /// Seconds since 1970 when the current run began, while it runs.
-    pub running: Option<i64>,
+    pub(super) running: Option<i64>,
     /// Set while something keeps it from running.
-    pub waiting: Option<Waiting>,
+    pub(super) waiting: Option<Waiting>,
     /// Its readiness probe, if any, is content.
-    pub ready: bool,
+    pub(super) ready: bool,
     /// Its startup probe, if any, has succeeded and its postStart hook is done.
-    pub started: bool,
+    pub(super) started: bool,
 }
 
 /// All that a pod's status is made from.
-pub struct View<'a> {
+pub(super) struct View<'a> {
     /// The pod.
-    pub pod: &'a Desired,
+    pub(super) pod: &'a Desired,
     /// Its past.
-    pub history: &'a History,
+    pub(super) history: &'a History,
     /// Its containers by name.
-    pub now: &'a BTreeMap<String, Now>,
+    pub(super) now: &'a BTreeMap<String, Now>,
     /// Its surroundings.
-    pub facts: &'a Facts,
+    pub(super) facts: &'a Facts,
     /// It has namespaces and network.
-    pub sandbox: bool,
+    pub(super) sandbox: bool,
     /// Its init containers are done in this sandbox.
-    pub initialized: bool,
+    pub(super) initialized: bool,
 }
 
 /// Whole seconds, as Kubernetes writes times.
-pub fn time(seconds: i64) -> Time {
+pub(super) fn time(seconds: i64) -> Time {
     Time(Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
 /// The pod's status. Times of conditions that stay as they were are taken from `before`.
-pub fn compute(view: &View<'_>, before: Option<&PodStatus>, now: i64) -> PodStatus {
+pub(super) fn compute(view: &View<'_>, before: Option<&PodStatus>, now: i64) -> PodStatus {
     let pod = view.pod;
     let list = |roles: &[Role]| -> Option<Vec<ContainerStatus>> {
         let statuses: Vec<_> =
@@ -128,7 +128,7 @@ fn terminated(uid: &str, name: &str, ended: &Ended) -> ContainerState {
 }
 
 /// `containerID` of a run.
-pub fn container_id(uid: &str, name: &str, attempt: u32) -> String {
+pub(super) fn container_id(uid: &str, name: &str, attempt: u32) -> String {
     format!("umiak://{uid}-{name}-{attempt}")
 }
 

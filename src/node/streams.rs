@@ -30,17 +30,17 @@ const CONNECT: Duration = Duration::from_secs(10);
 const END_OF_INPUT: &[u8] = &[4];
 
 /// Where a stream leads to.
-pub struct Place {
+pub(super) struct Place {
     /// The pod's name, for messages.
-    pub pod: String,
+    pub(super) pod: String,
     /// Its directory.
-    pub dir: PodDir,
+    pub(super) dir: PodDir,
     /// Its sandbox, if it has one.
-    pub sandbox: Option<Sandbox>,
+    pub(super) sandbox: Option<Sandbox>,
 }
 
 /// Serves one stream to its end.
-pub async fn serve(place: Option<Place>, open: Open) {
+pub(super) async fn serve(place: Option<Place>, open: Open) {
     let Open { request, stream: Stream { tx, rx } } = open;
     let result = match place {
         None => Err(Status::new(404, "NotFound", "the pod is not on this node")),

@@ -23,7 +23,7 @@ const DATA: &str = "..data";
 const DATA_TMP: &str = "..data_tmp";
 
 /// A file's content and permission bits.
-pub type Payload = BTreeMap<PathBuf, (Vec<u8>, u32)>;
+pub(super) type Payload = BTreeMap<PathBuf, (Vec<u8>, u32)>;
 
 struct Builder<'a> {
     pod: &'a Desired,
@@ -100,7 +100,7 @@ fn singular(resource: &str) -> &str {
 }
 
 /// The files of a `configMap` volume.
-pub fn config_map(pod: &Desired, facts: &Facts, source: &ConfigMapVolumeSource) -> Result<Payload> {
+pub(super) fn config_map(pod: &Desired, facts: &Facts, source: &ConfigMapVolumeSource) -> Result<Payload> {
     let mut builder = Builder { pod, facts, files: Payload::new() };
     let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
     builder.keyed("configmaps", &source.name, source.items.as_deref(), source.optional, mode)?;
@@ -108,7 +108,7 @@ pub fn config_map(pod: &Desired, facts: &Facts, source: &ConfigMapVolumeSource) 
 }
 
 /// The files of a `secret` volume.
-pub fn secret(pod: &Desired, facts: &Facts, source: &SecretVolumeSource) -> Result<Payload> {
+pub(super) fn secret(pod: &Desired, facts: &Facts, source: &SecretVolumeSource) -> Result<Payload> {
     let mut builder = Builder { pod, facts, files: Payload::new() };
     let name = source.secret_name.as_deref().unwrap_or_default();
     let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
@@ -117,7 +117,7 @@ pub fn secret(pod: &Desired, facts: &Facts, source: &SecretVolumeSource) -> Resu
 }
 
 /// The files of a `downwardAPI` volume.
-pub fn downward_api(
+pub(super) fn downward_api(
     pod: &Desired,
     facts: &Facts,
     items: Option<&[DownwardAPIVolumeFile]>,
@@ -129,7 +129,7 @@ pub fn downward_api(
 }
 
 /// The files of a `projected` volume.
-pub fn projected(pod: &Desired, facts: &Facts, source: &ProjectedVolumeSource) -> Result<Payload> {
+pub(super) fn projected(pod: &Desired, facts: &Facts, source: &ProjectedVolumeSource) -> Result<Payload> {
     let mut builder = Builder { pod, facts, files: Payload::new() };
     let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
     for source in source.sources.iter().flatten() {
@@ -152,7 +152,7 @@ pub fn projected(pod: &Desired, facts: &Facts, source: &ProjectedVolumeSource) -
 }
 
 /// Makes `dir` show exactly `files`; does nothing if it does already. `group` owns them if given.
-pub fn publish(dir: &Path, files: &Payload, group: Option<u32>) -> Result<()> {
+pub(super) fn publish(dir: &Path, files: &Payload, group: Option<u32>) -> Result<()> {
     let data = dir.join(DATA);
     let old = fs::read_link(&data).ok();
     if old.is_some() && shows(&data, files) {
@@ -163,6 +163,10 @@ pub fn publish(dir: &Path, files: &Payload, group: Option<u32>) -> Result<()> {
         let path = fresh.join(name);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).at("create", parent)?;
+            // As `fresh` itself: the container may run as anybody, whatever umask the daemon has.
+            for made in parent.ancestors().take_while(|path| *path != fresh) {
+                fs::set_permissions(made, fs::Permissions::from_mode(0o755)).at("change the mode of", made)?;
+            }
         }
         fs::write(&path, content).at("write", &path)?;
         // Kubernetes gives the group read access to what a pod with fsGroup mounts.

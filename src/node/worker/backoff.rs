@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 /// Waits that double up to a limit; after a quiet time of twice the limit they begin anew.
 #[derive(Clone, Debug)]
-pub struct Backoff {
+pub(super) struct Backoff {
     initial: Duration,
     limit: Duration,
     first_at_once: bool,
@@ -16,17 +16,17 @@ pub struct Backoff {
 
 impl Backoff {
     /// For crashed containers: at once, 10 s, 20 s, … 5 min, as kubelet restarts them.
-    pub fn crash() -> Self {
+    pub(super) fn crash() -> Self {
         Self::new(Duration::from_secs(10), Duration::from_secs(300), true)
     }
 
     /// For images and configurations: 10 s, 20 s, … 5 min.
-    pub fn image() -> Self {
+    pub(super) fn image() -> Self {
         Self::new(Duration::from_secs(10), Duration::from_secs(300), false)
     }
 
     /// For sandboxes and volumes: 1 s, 2 s, … 2 min.
-    pub fn setup() -> Self {
+    pub(super) fn setup() -> Self {
         Self::new(Duration::from_secs(1), Duration::from_secs(120), false)
     }
 
@@ -35,7 +35,7 @@ impl Backoff {
     }
 
     /// How long to wait after a failure that happened now.
-    pub fn next(&mut self, now: Instant) -> Duration {
+    pub(super) fn next(&mut self, now: Instant) -> Duration {
         let fresh = self.last.is_none_or(|last| now.saturating_duration_since(last) > self.limit * 2);
         if fresh {
             self.delay = self.initial;

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::super::container;
 use super::super::disk::{Ended, Outcome};
-use super::super::engine::{Engine, Sandbox, blocking};
+use super::super::engine::{Engine, blocking};
 use super::super::error::{Error, Result};
 use super::super::pod::{ContainerSpec, Role};
 use super::super::{files, volumes};
@@ -50,9 +50,13 @@ impl<E: Engine> Worker<E> {
             }
         }
         if self.sandbox.is_none() {
+            self.history.sandbox += 1;
+            if !self.history.containers.is_empty() {
+                // Before: whoever finds this sandbox must not take earlier runs of init containers for runs in it.
+                self.save().await;
+            }
             let sandbox = self.node.engine.create(&config).await?;
             self.enter(Some(sandbox));
-            self.history.sandbox += 1;
             self.initialized = false;
         }
         if self.facts.pod_ips.is_empty() {
@@ -61,7 +65,8 @@ impl<E: Engine> Worker<E> {
         Ok(())
     }
 
-    async fn connect(&mut self) -> Result<()> {
+    /// Gives the sandbox its network and the files that tell of it. Idempotent.
+    pub(super) async fn connect(&mut self) -> Result<()> {
         let Some(sandbox) = self.sandbox.clone() else { return Ok(()) };
         let addresses = match self.pod.host_network() {
             true => self.facts.host_ips.clone(),

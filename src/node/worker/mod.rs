@@ -37,39 +37,39 @@ use crate::runtime::{ContainerId, Exit, SandboxState};
 use backoff::Backoff;
 
 /// What all workers of a node share.
-pub struct Shared<E: Engine> {
+pub(super) struct Shared<E: Engine> {
     /// Runtime, images, network.
-    pub engine: E,
+    pub(super) engine: E,
     /// Towards the server.
-    pub outbox: Outbox,
+    pub(super) outbox: Outbox,
     /// Changes when the set of present images does.
-    pub images: watch::Receiver<u64>,
+    pub(super) images: watch::Receiver<u64>,
     /// Name resolution in pods.
-    pub dns: DnsConfig,
+    pub(super) dns: DnsConfig,
     /// Directory of seccomp profiles.
-    pub seccomp: PathBuf,
+    pub(super) seccomp: PathBuf,
     /// The node's part of what pods can learn.
-    pub facts: Facts,
+    pub(super) facts: Facts,
     /// The living sandboxes by pod UID, for streams into pods.
-    pub sandboxes: Sandboxes<E::Sandbox>,
+    pub(super) sandboxes: Sandboxes<E::Sandbox>,
 }
 
 /// Sandboxes by pod UID.
-pub type Sandboxes<S> = Arc<Mutex<HashMap<String, S>>>;
+pub(super) type Sandboxes<S> = Arc<Mutex<HashMap<String, S>>>;
 
 /// What a pod's worker should see to.
 #[derive(Clone)]
-pub struct Order {
+pub(super) struct Order {
     /// The pod as it should be.
-    pub pod: Arc<Desired>,
+    pub(super) pod: Arc<Desired>,
     /// The pod's object is gone: end it and forget it.
-    pub removed: bool,
+    pub(super) removed: bool,
     /// A new number asks for a report even if nothing changed.
-    pub resync: u64,
+    pub(super) resync: u64,
 }
 
 /// What an earlier daemon left of a pod.
-pub enum Left<S> {
+pub(super) enum Left<S> {
     /// Nothing.
     Nothing,
     /// A sandbox that lives.
@@ -99,6 +99,8 @@ struct Unit {
     stop: Option<Stopping>,
     /// The specification changed: restart whatever the policy.
     changed: bool,
+    /// What the shim keeps of `now` for the next daemon.
+    noted: &'static str,
 }
 
 struct Stopping {
@@ -116,6 +118,7 @@ impl Default for Unit {
             watcher: None,
             stop: None,
             changed: false,
+            noted: "",
         }
     }
 }
@@ -136,7 +139,7 @@ enum Flow {
 }
 
 /// The worker of one pod.
-pub struct Worker<E: Engine> {
+pub(super) struct Worker<E: Engine> {
     node: Arc<Shared<E>>,
     orders: watch::Receiver<Order>,
     pod: Arc<Desired>,
@@ -147,6 +150,8 @@ pub struct Worker<E: Engine> {
     history: History,
     /// What is on disk of it.
     saved: History,
+    /// [`History::started`] on a clock that does not jump when the board learns the time.
+    begun: Instant,
     sandbox: Option<E::Sandbox>,
     state: watch::Receiver<SandboxState>,
     /// Keeps `state` open while there is no sandbox.
@@ -171,12 +176,18 @@ pub struct Worker<E: Engine> {
 
 impl<E: Engine> Worker<E> {
     /// A worker for the pod of `orders`, kept in `dir`, with what an earlier daemon left of it.
-    pub fn new(node: Arc<Shared<E>>, mut orders: watch::Receiver<Order>, dir: PodDir, left: Left<E::Sandbox>) -> Self {
+    pub(super) fn new(
+        node: Arc<Shared<E>>,
+        mut orders: watch::Receiver<Order>,
+        dir: PodDir,
+        left: Left<E::Sandbox>,
+    ) -> Self {
         let order = orders.borrow_and_update().clone();
         let no_state = watch::Sender::new(SandboxState::default());
         let mut worker = Self {
             events: Recorder::new(node.outbox.clone()),
             saved: History::default(),
+            begun: Instant::now(),
             history: dir.history(),
             facts: node.facts.clone(),
             images: node.images.clone(),
@@ -208,6 +219,8 @@ impl<E: Engine> Worker<E> {
         if worker.history.started == 0 {
             worker.history.started = now();
         }
+        let age = stop::period(now().saturating_sub(worker.history.started));
+        worker.begun = worker.begun.checked_sub(age).unwrap_or(worker.begun);
         match left {
             Left::Nothing => worker.bury(Vec::new()),
             Left::Live(sandbox) => worker.adopt(sandbox),
@@ -217,7 +230,7 @@ impl<E: Engine> Worker<E> {
     }
 
     /// Works until nothing of the pod is left, or the node stops (then the pod goes on without it).
-    pub async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         loop {
             self.wake_at = None;
             let flow = self.step().await;
@@ -225,6 +238,7 @@ impl<E: Engine> Worker<E> {
                 return;
             }
             self.publish();
+            self.note_readiness().await;
             if !self.wait().await {
                 return;
             }
@@ -303,9 +317,9 @@ impl<E: Engine> Worker<E> {
         if self.history.outcome.is_some() || self.ending() {
             return;
         }
-        let left = self.history.started.saturating_add(seconds).saturating_sub(now());
-        if left > 0 {
-            self.wake_in(std::time::Duration::from_secs(left.unsigned_abs()));
+        let left = stop::period(seconds).saturating_sub(self.begun.elapsed());
+        if !left.is_zero() {
+            self.wake_in(left);
             return;
         }
         let message = "Pod was active on the node longer than the specified deadline";
