@@ -48,6 +48,7 @@ impl<'a> Call<'a> {
         admission::namespace_accepts(self.registry, self.kind, self.ns, meta::name(&object))?;
         self.kind.hooks.default(&mut object);
         admission::mutate_create(self.kind, &mut object);
+        admission::service_account_exists(self.registry, self.kind, &object)?;
         self.kind.hooks.prepare_create(&mut object);
         identity::stamp(&mut object, self.now);
         self.valid(&object, self.kind.hooks.validate(&object))?;
