@@ -206,7 +206,7 @@ impl<'a> Call<'a> {
     async fn store(&self, object: &mut Object, expect: Expect, durability: Durability) -> Result<(), Status> {
         let data = encode(object)?;
         if data.len() > MAX_OBJECT {
-            return Err(Status::too_large(format!("Request entity too large: limit is {MAX_OBJECT}")));
+            return Err(Status::too_large(format!("limit is {MAX_OBJECT}")));
         }
         let key = read::key(self.kind, self.ns, meta::name(object));
         if self.options.dry_run {
