@@ -164,8 +164,8 @@ mod tests {
             groups: groups.iter().map(ToString::to_string).collect(),
         };
         let (admin, jane) = (user("admin", &[MASTERS]), user("jane", &["system:authenticated"]));
-        let cases: [(&User, &[(&str, &str)], Result<Option<User>, u16>); 7] = [
-            (&admin, &[], Ok(None)),
+        let cases = [
+            (&admin, &[][..], Ok(None)),
             (&admin, &[("impersonate-user", "bob")], Ok(Some(user("bob", &["system:authenticated"])))),
             (
                 &admin,
