@@ -616,6 +616,22 @@ async fn a_changed_image_restarts_its_container() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_unsafe_sysctl_is_refused() {
+    for (name, phase, reason) in [
+        ("kernel.msgmax", "Failed", Some("SysctlForbidden")),
+        ("net.ipv4.ip_forward", "Failed", Some("SysctlForbidden")),
+        ("kernel.shm_rmid_forced", "Running", None),
+        ("net/ipv4/tcp_syncookies", "Running", None),
+    ] {
+        let mut spec = app(json!({}));
+        spec["securityContext"] = json!({"sysctls": [{"name": name, "value": "1"}]});
+        let mut bench = Bench::start(spec, &[]).await;
+        bench.after(1).await;
+        assert_eq!((bench.phase(), bench.status["reason"].as_str()), (phase, reason), "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deadline_ends_the_pod() {
     let mut spec = app(json!({}));
     spec["activeDeadlineSeconds"] = json!(0);
