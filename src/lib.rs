@@ -19,7 +19,8 @@ pub mod network;
 pub mod store;
 pub mod kinds;
 
-pub mod cidr;
 pub mod config;
-pub mod memory;
 pub mod pki;
+pub mod cidr;
+pub mod files;
+pub mod memory;

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,6 +24,8 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+
+use crate::files;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const CA_LIFE: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
@@ -91,15 +93,15 @@ impl Ca {
     /// every client of the old one.
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let (key_path, cert_path) = (directory.join("ca.key"), directory.join("ca.crt"));
-        let write = |source| Error::File { operation: "make directory", path: directory.to_owned(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(write)?;
+        let failed = |source| Error::File { operation: "make directory", path: directory.to_owned(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let key = match read_optional(&key_path)? {
             Some(pem) => {
                 KeyPair::from_pem(&pem).map_err(|e| Error::Damaged { path: key_path.clone(), reason: e.to_string() })?
             }
             None => {
                 let key = KeyPair::generate().map_err(|source| Error::Issue { subject: "umiak-ca".into(), source })?;
-                write_private(&key_path, key.serialize_pem().as_bytes())?;
+                write(&key_path, &key.serialize_pem())?;
                 key
             }
         };
@@ -112,7 +114,7 @@ impl Ca {
                     .self_signed(issuer.key())
                     .map_err(|source| Error::Issue { subject: "umiak-ca".into(), source })?
                     .pem();
-                write_private(&cert_path, pem.as_bytes())?;
+                write(&cert_path, &pem)?;
                 pem
             }
         };
@@ -188,23 +190,12 @@ fn read_optional(path: &Path) -> Result<Option<String>, Error> {
     }
 }
 
-/// Writes a file that only the owner may read, so that after a power cut it is there whole or not at all.
-///
-/// # Errors
-/// When the directory is full, read-only or missing.
-pub fn write_private(path: &Path, data: &[u8]) -> Result<(), Error> {
-    let failed = |source| Error::File { operation: "write", path: path.to_owned(), source };
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
-    let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(data)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
-    };
-    write().map_err(failed)
+fn write(path: &Path, data: &str) -> Result<(), Error> {
+    files::replace(path, data.as_bytes()).map_err(|source| Error::File {
+        operation: "write",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The server's side of TLS: its certificate, which follows the host's addresses, and who may connect.

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use crate::api::{self, Api};
 use crate::cidr::Cidr;
 use crate::config::ServerConfig;
+use crate::files;
 use crate::fleet::{Fleet, Member};
 use crate::image::ImageStore;
 use crate::kinds::meta;
@@ -256,7 +257,7 @@ fn write_admin_kubeconfig(config: &ServerConfig, ca: &Ca) -> Result<(), Error> {
     let server = format!("https://{}", SocketAddr::new(host, config.https_port));
     let identity = ca.client("umiak-admin", &["system:masters"])?;
     let text = pki::kubeconfig("umiak", &server, ca.certificate(), "umiak-admin", &identity);
-    Ok(pki::write_private(&config.data_dir.join(ADMIN_KUBECONFIG), text.as_bytes())?)
+    keep(config.data_dir.join(ADMIN_KUBECONFIG), &text)
 }
 
 /// Everything that runs beside the API.
@@ -436,7 +437,12 @@ fn network_config(config: &ServerConfig) -> NetworkConfig {
 /// Notes which bridge is ours, so that a reset finds it without the configuration of the day.
 fn record_network(data_dir: &Path, config: &NetworkConfig) -> Result<(), Error> {
     let text = format!("{} {}\n", config.bridge, config.pod_cidr);
-    Ok(pki::write_private(&data_dir.join(NETWORK), text.as_bytes())?)
+    keep(data_dir.join(NETWORK), &text)
+}
+
+/// Keeps a file in the data directory.
+fn keep(path: PathBuf, text: &str) -> Result<(), Error> {
+    files::replace(&path, text.as_bytes()).map_err(|source| Error::DataDir { path, source })
 }
 
 fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {

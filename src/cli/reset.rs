@@ -1,7 +1,5 @@
 //! `umiak reset`: removes everything the daemon made.
 
-use std::fs;
-use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -39,10 +37,5 @@ pub fn reset(data_dir: &Path) -> Result<(), Failure> {
     let _lock = crate::server::lock(&data_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(crate::server::reset(&data_dir))?;
-    match fs::remove_dir_all(&data_dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(format!("remove {}: {error}", data_dir.display()).into())
-        }
-        _ => Ok(()),
-    }
+    crate::files::remove_tree(&data_dir).map_err(|error| format!("remove {}: {error}", data_dir.display()).into())
 }

@@ -20,6 +20,7 @@ use super::error::{At, Result};
 use super::index::{self, ImageRecord, Index, LayerRecord};
 use super::platform::Machine;
 use super::store::ImageStore;
+use crate::files;
 
 const PROGRAM: &str = "/proc/self/exe";
 const PORT: &str = "8080/tcp";
@@ -53,7 +54,8 @@ impl ImageStore {
         let made = room.path.join("layer");
         let size = make_layer(&made)?;
         self.place_layer(&made, &layer)?;
-        index::write_durably(&index::blob_path(&self.directory, &id), &config)?;
+        let blob = index::blob_path(&self.directory, &id);
+        files::replace(&blob, &config).at("write", &blob)?;
         let mut index = Index::load(&self.directory)?;
         // The image of an earlier program loses its pin with its name.
         if let Some(former) = index.names.insert(DEMO_REFERENCE.to_owned(), id.clone()) {
@@ -102,6 +104,10 @@ fn make_layer(root: &Path) -> Result<u64> {
         let target = root.join(library.strip_prefix("/").unwrap_or(&library));
         let parent = target.parent().unwrap_or(root);
         fs::create_dir_all(parent).at("create", parent)?;
+        // The program runs as nobody, whatever umask the daemon has.
+        for made in parent.ancestors().take_while(|path| *path != root) {
+            fs::set_permissions(made, fs::Permissions::from_mode(0o755)).at("change the mode of", made)?;
+        }
         size += place(&library, &target)?;
     }
     Ok(size)

@@ -21,6 +21,7 @@ use super::tarball::Tar;
 use super::tree::{Depth, Seal};
 use super::usage::Mounted;
 use super::{ImportOptions, Progress, Reference, Source, layer};
+use crate::files;
 
 const ARCHIVES: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
 
@@ -152,11 +153,13 @@ impl ImageStore {
             self.place_layer(&index::layer_path(room, &diff_id), &diff_id)?;
             index.layers.insert(diff_id, record);
         }
-        index::sync_directory(&self.directory.join("layers"))?;
+        let layers = self.directory.join("layers");
+        files::sync_directory(&layers).at("sync", &layers)?;
         let images = found.iter().map(|image| image.id.clone()).collect();
         let mut names = Vec::new();
         for image in found {
-            index::write_durably(&index::blob_path(&self.directory, &image.id), &image.config)?;
+            let blob = index::blob_path(&self.directory, &image.id);
+            files::replace(&blob, &image.config).at("write", &blob)?;
             names.extend(image.references.iter().cloned());
             record(index, image, pin);
         }
@@ -179,7 +182,7 @@ impl ImageStore {
             fs::rename(&path, &aside).at("rename", &path)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if !Mounted::now(&self.processes).uses(&name) {
-                fs::remove_dir_all(&aside).at("remove", &aside)?;
+                files::remove_tree(&aside).at("remove", &aside)?;
             }
         }
         fs::rename(made, &path).at("rename", made)

@@ -1,8 +1,8 @@
 //! The index file: which references name which image, and what each image consists of.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use super::digest::Digest;
 use super::error::{At, Result};
 use super::tree::Seal;
 use super::{ImageSummary, Reference};
+use crate::files;
 
 const FILE: &str = "index.json";
 const VERSION: u32 = 1;
@@ -107,7 +108,8 @@ impl Index {
     pub(super) fn save(&mut self, directory: &Path) -> Result<()> {
         self.version = VERSION;
         let bytes = serde_json::to_vec(self).map_err(io::Error::from).at("encode", directory)?;
-        write_durably(&directory.join(FILE), &bytes)
+        let path = directory.join(FILE);
+        files::replace(&path, &bytes).at("write", &path)
     }
 
     /// The image a reference names. A digest decides over a tag.
@@ -181,18 +183,4 @@ pub(super) fn layer_path(directory: &Path, diff_id: &Digest) -> PathBuf {
 /// A blob's file within the store.
 pub(super) fn blob_path(directory: &Path, digest: &Digest) -> PathBuf {
     directory.join("blobs/sha256").join(digest.hex())
-}
-
-/// Writes a file so that, whenever the power fails, the old or the new content is there whole.
-pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new).at("create", &new)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).at("write", &new)?;
-    fs::rename(&new, path).at("rename", &new)?;
-    sync_directory(path.parent().unwrap_or(Path::new(".")))
-}
-
-/// Waits until the names in a directory are on disk.
-pub(super) fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path).and_then(|d| d.sync_all()).at("sync", path)
 }

@@ -243,7 +243,7 @@ fn clear(place: &Place<'_>) -> io::Result<Former> {
     let former = place.former()?;
     match former {
         Former::Nothing => {}
-        Former::Directory => std::fs::remove_dir_all(place.path())?,
+        Former::Directory => crate::files::remove_tree(&place.path())?,
         Former::Whiteout | Former::Other => unlinkat(&place.parent, place.name, UnlinkatFlags::NoRemoveDir)?,
     }
     Ok(former)

@@ -16,6 +16,7 @@ use super::session::Session;
 use super::tree::Depth;
 use super::usage::Mounted;
 use super::{Error, Image, ImageSummary, Reference};
+use crate::files;
 
 /// A directory of images; see the [module](super) for its layout. Cheap to share (`Arc`), usable from any thread.
 pub struct ImageStore {
@@ -40,7 +41,7 @@ pub(super) struct Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        if let Err(e) = fs::remove_dir_all(&self.path) {
+        if let Err(e) = files::remove_tree(&self.path) {
             tracing::warn!(path = %self.path.display(), error = %e, "cannot remove a temporary directory");
         }
     }
@@ -300,8 +301,7 @@ fn damaged(name: &str, digest: &Digest, problem: &str) -> Error {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    let is_directory = fs::symlink_metadata(path).at("read", path)?.is_dir();
-    if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) }.at("remove", path)
+    files::remove_tree(path).at("remove", path)
 }
 
 /// What the mutexes guard is valid after any panic: each is written in one step.

@@ -172,7 +172,7 @@ fn refuse_root(
     match user.uid {
         Some(0) => Err(Error::config(format!("container's runAsUser breaks non-root policy {place}"))),
         Some(_) => Ok(()),
-        None if from_image.is_empty() || from_image == "0" => {
+        None if from_image.is_empty() || from_image.parse() == Ok(0u32) => {
             Err(Error::config(format!("container has runAsNonRoot and image will run as root {place}")))
         }
         None if from_image.parse::<u32>().is_err() => Err(Error::config(format!(
@@ -414,6 +414,7 @@ mod tests {
         for (spec, user, text) in [
             (container(non_root.clone()), "", "image will run as root"),
             (container(non_root.clone()), "0:0", "image will run as root"),
+            (container(non_root.clone()), "00", "image will run as root"),
             (container(non_root.clone()), "app", "non-numeric user (app)"),
             (
                 container(json!({"securityContext": {"runAsNonRoot": true, "runAsUser": 0}})),

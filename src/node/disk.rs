@@ -11,14 +11,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::{At, Error, Result};
+use crate::files;
 use crate::link::message::DesiredPod;
 
 /// The node's pods on disk.
@@ -128,17 +128,21 @@ impl PodDir {
         Ok(())
     }
 
+    /// Removes what makes the directory a pod: what is left is only to be cleaned up. Idempotent.
+    pub(super) fn disown(&self) -> Result<()> {
+        files::remove_tree(&self.path.join("pod.json")).at("remove", &self.path)
+    }
+
+    /// Whether [`PodDir::disown`] was called, or [`PodDir::store`] never came to its end.
+    pub(super) fn is_disowned(&self) -> bool {
+        fs::exists(self.path.join("pod.json")).is_ok_and(|exists| !exists)
+    }
+
     /// Removes everything of the pod. Its volumes must have been removed before. Idempotent.
     pub(super) fn remove(&self) -> Result<()> {
-        // First what makes it a pod, so that an interrupted removal is not taken for one.
-        let pod = self.path.join("pod.json");
-        for result in [fs::remove_file(&pod), fs::remove_dir_all(&self.path)] {
-            match result {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).at("remove", &self.path),
-                _ => {}
-            }
-        }
-        Ok(())
+        // An interrupted removal must not be taken for a pod.
+        self.disown()?;
+        files::remove_tree(&self.path).at("remove", &self.path)
     }
 }
 
@@ -232,19 +236,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// Replaces a file as a whole, durably, readable by root alone.
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec(value).map_err(|e| Error::State { path: path.to_owned(), reason: e.to_string() })?;
-    let temporary = path.with_extension("tmp");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .at("create", &temporary)?;
-    file.write_all(&text).at("write", &temporary)?;
-    file.sync_data().at("sync", &temporary)?;
-    fs::rename(&temporary, path).at("rename", &temporary)?;
-    let parent = path.parent().unwrap_or(path);
-    fs::File::open(parent).and_then(|dir| dir.sync_all()).at("sync", parent)
+    files::replace(path, &text).at("write", path)
 }
 
 #[cfg(test)]
@@ -272,6 +264,9 @@ mod tests {
         fs::write(base.path().join("pods/u-1/state.json"), "{").unwrap();
         assert_eq!(dir.history(), History::default());
         assert_eq!(pods.list().unwrap().len(), 1);
+        assert!(!dir.is_disowned());
+        dir.disown().unwrap();
+        assert!(dir.is_disowned() && dir.load().is_err());
         dir.remove().unwrap();
         dir.remove().unwrap();
         assert!(pods.list().unwrap().is_empty());

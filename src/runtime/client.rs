@@ -20,6 +20,7 @@ use super::{
     shim::{self, EXIT_RECORD, OWN_CGROUP, READY},
     sys,
 };
+use crate::files;
 
 /// How long a new shim may take until it listens.
 const SHIM_START: Duration = Duration::from_secs(20);
@@ -158,9 +159,9 @@ impl Runtime {
         cleanup(&self.cgroups, &self.cgroup(uid), &self.directory(uid)).await
     }
 
-    /// Removes the root cgroup: the last thing of a runtime without pods. Idempotent.
-    pub fn remove_root(&self) -> Result<()> {
-        self.cgroups.remove(&self.config.cgroup_root)
+    /// Kills and removes every pod, the root cgroup and the state directory: nothing of this runtime is left.
+    pub async fn destroy(&self) -> Result<()> {
+        cleanup(&self.cgroups, &self.config.cgroup_root, &self.config.state_dir).await
     }
 
     fn directory(&self, uid: &str) -> PathBuf {
@@ -204,20 +205,22 @@ fn read_exits(directory: &Path) -> Vec<(ContainerId, Exit)> {
 
 /// Kills all processes of a cgroup, removes it, then a directory.
 pub(super) async fn cleanup(cgroups: &Cgroups, cgroup: &str, directory: &Path) -> Result<()> {
-    kill_all(cgroups, cgroup).await;
     let mut pause = Duration::from_millis(1);
-    while let Err(busy) = cgroups.remove(cgroup) {
-        if pause > BUSY {
-            return Err(busy);
+    loop {
+        // Every time: a shim whose daemon died while it started may come into its cgroup only now.
+        kill_all(cgroups, cgroup).await;
+        match cgroups.remove(cgroup) {
+            Ok(()) => break,
+            Err(busy) if pause > BUSY => return Err(busy),
+            Err(_) => {}
         }
         // A process leaves its cgroup a moment after its end is seen; there is no event for it.
         sleep(pause).await;
         pause *= 2;
     }
     let path = directory.to_owned();
-    let removed = tokio::task::spawn_blocking(move || match fs::remove_dir_all(&path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::File { op: "remove", path, source }),
-        _ => Ok(()),
+    let removed = tokio::task::spawn_blocking(move || {
+        files::remove_tree(&path).map_err(|source| Error::File { op: "remove", path, source })
     });
     removed.await.unwrap_or_else(|e| Err(Error::File { op: "remove", path: directory.into(), source: e.into() }))
 }

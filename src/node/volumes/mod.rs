@@ -3,12 +3,13 @@
 //! Each volume the node makes is a directory below the pod's `volumes/`; what comes from objects lies on tmpfs, so that
 //! Secrets never touch the flash by way of a volume and updates wear nothing out.
 
+mod group;
 mod payload;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, PersistentVolume, Volume};
@@ -17,6 +18,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::error::{At, Error, Result};
 use super::pod::{Desired, Facts};
 use super::resources::value;
+use crate::files;
+use group::own;
 use payload::Payload;
 
 /// Where a volume lies and how it may be mounted.
@@ -206,28 +209,6 @@ fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Gives a volume to a group: it may read and write all of it, and what is made there stays the group's.
-fn own(path: &Path, group: Option<u32>) -> Result<()> {
-    let Some(group) = group else { return Ok(()) };
-    let metadata = fs::symlink_metadata(path).at("read", path)?;
-    if metadata.is_symlink() {
-        return Ok(());
-    }
-    // Done before, all of it: the root is changed last.
-    let mode = metadata.permissions().mode() & 0o7777;
-    let wanted = if metadata.is_dir() { mode | 0o2770 } else { mode | 0o660 };
-    if metadata.gid() == group && mode == wanted {
-        return Ok(());
-    }
-    if metadata.is_dir() {
-        for entry in fs::read_dir(path).at("read", path)? {
-            own(&entry.at("read", path)?.path(), Some(group))?;
-        }
-    }
-    chown(path, None, Some(group)).at("change the group of", path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(wanted)).at("change the mode of", path)
-}
-
 /// Unmounts and removes everything [`prepare`] made below `dir`. What lies on the host otherwise stays. Idempotent.
 pub(super) fn remove(dir: &Path) -> Result<()> {
     let entries = match fs::read_dir(dir) {
@@ -244,7 +225,7 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
         if is_mounted(&path)? {
             return Err(Error::Volume { name: path.display().to_string(), reason: "it is still mounted".into() });
         }
-        fs::remove_dir_all(&path).at("remove", &path)?;
+        files::remove_tree(&path).at("remove", &path)?;
     }
     fs::remove_dir(dir).at("remove", dir)
 }

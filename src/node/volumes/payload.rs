@@ -163,6 +163,10 @@ pub(super) fn publish(dir: &Path, files: &Payload, group: Option<u32>) -> Result
         let path = fresh.join(name);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).at("create", parent)?;
+            // As `fresh` itself: the container may run as anybody, whatever umask the daemon has.
+            for made in parent.ancestors().take_while(|path| *path != fresh) {
+                fs::set_permissions(made, fs::Permissions::from_mode(0o755)).at("change the mode of", made)?;
+            }
         }
         fs::write(&path, content).at("write", &path)?;
         // Kubernetes gives the group read access to what a pod with fsGroup mounts.

@@ -100,6 +100,8 @@ struct Unit {
     stop: Option<Stopping>,
     /// The specification changed: restart whatever the policy.
     changed: bool,
+    /// What the shim keeps of `now` for the next daemon.
+    noted: &'static str,
 }
 
 struct Stopping {
@@ -117,6 +119,7 @@ impl Default for Unit {
             watcher: None,
             stop: None,
             changed: false,
+            noted: "",
         }
     }
 }
@@ -148,6 +151,8 @@ pub(super) struct Worker<E: Engine> {
     history: History,
     /// What is on disk of it.
     saved: History,
+    /// [`History::started`] on a clock that does not jump when the board learns the time.
+    begun: Instant,
     sandbox: Option<E::Sandbox>,
     state: watch::Receiver<SandboxState>,
     /// Keeps `state` open while there is no sandbox.
@@ -184,6 +189,7 @@ impl<E: Engine> Worker<E> {
         let mut worker = Self {
             events: Recorder::new(node.outbox.clone()),
             saved: History::default(),
+            begun: Instant::now(),
             history: dir.history(),
             facts: node.facts.clone(),
             images: node.images.clone(),
@@ -216,6 +222,8 @@ impl<E: Engine> Worker<E> {
         if worker.history.started == 0 {
             worker.history.started = now();
         }
+        let age = stop::period(now().saturating_sub(worker.history.started));
+        worker.begun = worker.begun.checked_sub(age).unwrap_or(worker.begun);
         match left {
             Left::Nothing => worker.bury(Vec::new()),
             Left::Live(sandbox) => worker.adopt(sandbox),
@@ -233,6 +241,7 @@ impl<E: Engine> Worker<E> {
                 return;
             }
             self.publish();
+            self.note_readiness().await;
             if !self.wait().await {
                 return;
             }
@@ -312,9 +321,9 @@ impl<E: Engine> Worker<E> {
         if self.history.outcome.is_some() || self.ending() {
             return;
         }
-        let left = self.history.started.saturating_add(seconds).saturating_sub(now());
-        if left > 0 {
-            self.wake_in(std::time::Duration::from_secs(left.unsigned_abs()));
+        let left = stop::period(seconds).saturating_sub(self.begun.elapsed());
+        if !left.is_zero() {
+            self.wake_in(left);
             return;
         }
         let message = "Pod was active on the node longer than the specified deadline";

@@ -17,12 +17,18 @@ use crate::runtime::{ContainerId, ContainerState};
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 /// Between two SIGKILLs for a container that does not go (its processes hang in the kernel).
 const KILL_AGAIN: Duration = Duration::from_secs(10);
+/// No period counts for longer, a hundred years: the API bounds none, and no clock holds them all.
+const LONGEST: u64 = 100 * 365 * 24 * 3600;
+
+/// A period of the API; a negative one is none.
+pub(super) fn period(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0).min(LONGEST))
+}
 
 impl<E: Engine> Worker<E> {
     /// Begins to end a running container, or hastens it. `why` is the text of the event.
     pub(super) fn stop(&mut self, name: &str, grace_seconds: i64, why: &str) {
-        let grace = Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0));
-        self.stop_by(name, Instant::now() + grace, why);
+        self.stop_by(name, Instant::now() + period(grace_seconds), why);
     }
 
     /// Like [`Worker::stop`], with the time by which it is to be over.

@@ -89,7 +89,7 @@ impl Engine for FakeEngine {
 
     async fn create(&self, config: &SandboxConfig) -> Result<FakeSandbox> {
         self.0.call("create".into());
-        let state = SandboxState { alive: true, containers: BTreeMap::new() };
+        let state = SandboxState { alive: true, ..SandboxState::default() };
         let state = Arc::new(watch::Sender::new(state));
         Ok(FakeSandbox { uid: config.uid.clone(), fake: self.0.clone(), state })
     }
@@ -178,6 +178,11 @@ impl Sandbox for FakeSandbox {
             return Ok(ExecOutput { code: Some(0), output: Vec::new() });
         }
         Ok(ExecOutput { code: Some(*self.fake.exec_code.lock().unwrap()), output: b"said".to_vec() })
+    }
+
+    async fn note(&self, id: &ContainerId, text: &str) -> runtime::Result<()> {
+        self.state.send_modify(|state| drop(state.notes.insert(id.clone(), text.to_owned())));
+        Ok(())
     }
 
     async fn remove(&self, id: &ContainerId) -> runtime::Result<()> {
@@ -506,7 +511,8 @@ async fn deletion_asks_waits_and_kills() {
 #[tokio::test(start_paused = true)]
 async fn a_shorter_grace_hastens() {
     let mut bench = Bench::start(app(json!({})), &[("a", Script::Stubborn)]).await;
-    bench.delete(600);
+    // Longer than any clock counts.
+    bench.delete(i64::MAX.unsigned_abs());
     bench.after(5).await;
     bench.fake.calls();
     bench.delete(0);
@@ -566,9 +572,31 @@ async fn a_new_daemon_takes_over_what_runs() {
     let id = ContainerId { name: "a".into(), attempt: 4 };
     sandbox.state.send_modify(|s| drop(s.containers.insert(id, running)));
     bench.fake.calls();
-    let bench = bench.begin(Left::Live(sandbox)).await;
+    let mut bench = bench.begin(Left::Live(sandbox)).await;
     assert!(bench.fake.calls().is_empty());
     assert_eq!((bench.phase(), bench.state("a").as_str()), ("Running", "running 4 ready"));
+    assert_eq!(bench.status["containerStatuses"][0]["imageID"], "sha256:1");
+    bench.order(|_| {}, false);
+    bench.after(5).await;
+    assert_eq!(bench.state("a"), "running 4 ready");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_daemon_keeps_the_verdicts_of_probes() {
+    let probe = json!({"readinessProbe": {"exec": {"command": ["x"]}, "periodSeconds": 1, "failureThreshold": 1}});
+    for (code, state) in [(0, "running 0 ready"), (1, "running 0")] {
+        let bench = Bench::prepare(app(probe.clone()), &[], &[]);
+        let engine = FakeEngine(bench.fake.clone());
+        let sandbox = engine.create(&SandboxConfig { uid: "u-1".into(), ..SandboxConfig::default() }).await.unwrap();
+        *bench.fake.exec_code.lock().unwrap() = code;
+        let mut bench = bench.begin(Left::Live(sandbox.clone())).await;
+        bench.after(3).await;
+        assert_eq!(bench.state("a"), state);
+        // The first look of the new daemon lies in the future.
+        bench.order(|m| m.pod["spec"]["containers"][0]["readinessProbe"]["initialDelaySeconds"] = json!(60), false);
+        let bench = bench.begin(Left::Live(sandbox)).await;
+        assert_eq!(bench.state("a"), state);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -634,8 +662,10 @@ async fn an_unsafe_sysctl_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_ends_the_pod() {
     let mut spec = app(json!({}));
-    spec["activeDeadlineSeconds"] = json!(0);
+    spec["activeDeadlineSeconds"] = json!(5);
     let mut bench = Bench::start(spec, &[]).await;
+    bench.after(4).await;
+    assert_eq!(bench.phase(), "Running");
     bench.after(1).await;
     assert_eq!((bench.phase(), bench.status["reason"].as_str()), ("Failed", Some("DeadlineExceeded")));
 }

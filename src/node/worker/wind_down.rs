@@ -8,6 +8,7 @@ use super::super::engine::{Engine, Sandbox, blocking};
 use super::super::error::Result;
 use super::super::pod::Role;
 use super::super::volumes;
+use super::stop::period;
 use super::{Flow, Worker};
 
 /// A removed pod gets no longer than this.
@@ -57,7 +58,7 @@ impl<E: Engine> Worker<E> {
     fn stop_all(&mut self) -> bool {
         let grace = if self.removed { self.pod.grace().min(REMOVAL_GRACE) } else { self.pod.grace() };
         let since = *self.winding_since.get_or_insert_with(Instant::now);
-        let deadline = since + Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+        let deadline = since + period(grace);
         let pod = self.pod.clone();
         let running = |worker: &Self, sidecar: bool| -> Vec<String> {
             let wanted = pod.containers.iter().filter(|c| (c.role == Role::Sidecar) == sidecar);

@@ -149,10 +149,7 @@ fn mount_root(pod: &Pod, config: &ContainerConfig) -> Result<OwnedFd> {
     };
     let [upper, work, root] = ["upper", "work", "rootfs"].map(|name| directory.join(name));
     // The shim knows no such container: what is there was left by a creation that failed, when nobody was there to clean up.
-    match fs::remove_dir_all(&directory) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail("remove", &directory)(e)),
-        _ => {}
-    }
+    crate::files::remove_tree(&directory).map_err(fail("remove", &directory))?;
     super::make_directory(&directory)?;
     for part in [&upper, &work, &root] {
         super::make_directory(part)?;

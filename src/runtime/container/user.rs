@@ -59,16 +59,20 @@ fn lookup(user: &User, passwd: &str, group: &str) -> Result<Identity> {
         Some(uid) => (uid.to_string(), None),
         None => (if name.is_empty() { "0" } else { name }.to_owned(), group_name),
     };
-    let entry = rows(passwd).find(|r| r[0] == name).or_else(|| rows(passwd).find(|r| r.get(2) == Some(&&*name)));
     let number = |row: &[&str], at: usize| row.get(at).and_then(|v| v.parse::<u32>().ok());
-    let uid = entry.as_ref().and_then(|r| number(r, 2)).or_else(|| name.parse().ok());
+    // A number is never a name: an image could call its root user 1000.
+    let is = |row: &[&str], wanted: &str| match wanted.parse() {
+        Ok(wanted) => number(row, 2) == Some(wanted),
+        Err(_) => row[0] == wanted,
+    };
+    let entry = rows(passwd).find(|r| is(r, &name));
+    let uid = name.parse().ok().or_else(|| number(entry.as_ref()?, 2));
     let uid = uid.ok_or_else(|| unknown(&format!("no user {name:?} in the image's /etc/passwd")))?;
     let gid = match (user.gid, group_name) {
         (Some(gid), _) => gid,
         (None, None) => entry.as_ref().and_then(|r| number(r, 3)).unwrap_or_default(),
         (None, Some(wanted)) => {
-            let row = rows(group).find(|r| r[0] == wanted);
-            let gid = row.and_then(|r| number(&r, 2)).or_else(|| wanted.parse().ok());
+            let gid = wanted.parse().ok().or_else(|| number(&rows(group).find(|r| is(r, wanted))?, 2));
             gid.ok_or_else(|| unknown(&format!("no group {wanted:?} in the image's /etc/group")))?
         }
     };
@@ -98,8 +102,8 @@ mod tests {
     use super::*;
 
     const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/sh\n# x\nnginx:x:101:102::/var/www:/bin/false\n7:x:500:500::/seven:\n";
-    const GROUP: &str = "root:x:0:\nwww:x:102:\nadm:x:4:nginx,root\nlog:x:9:nginx\n";
+        "root:x:0:0:root:/root:/bin/sh\n# x\nnginx:x:101:102::/var/www:/bin/false\n7:x:500:500::/seven:\n8:x:0:0::/:\n";
+    const GROUP: &str = "root:x:0:\nwww:x:102:\nadm:x:4:nginx,root\nlog:x:9:nginx\n102:x:0:\n";
 
     #[test]
     fn users() {
@@ -111,7 +115,9 @@ mod tests {
             (image("nginx:adm"), 101, 4, vec![4, 9], "/var/www"),
             (image("1000:77"), 1000, 77, vec![77], "/"),
             (image("1000"), 1000, 0, vec![0], "/"),
-            (image("7"), 500, 500, vec![500], "/seven"),
+            // Names that are numbers are nobody's; the last row calls root 8.
+            (image("7:102"), 7, 102, vec![102], "/"),
+            (User { uid: Some(8), image: "nginx".into(), ..User::default() }, 8, 0, vec![0], "/"),
             (
                 User { uid: Some(101), image: "root:root".into(), ..User::default() },
                 101,
