@@ -42,6 +42,23 @@ pub(super) fn namespace_accepts(registry: &Registry, kind: &Kind, ns: &str, name
     Err(status)
 }
 
+/// Refuses a pod whose service account does not exist (ServiceAccount). The account `default` is on its way in every
+/// namespace and is not waited for.
+pub(super) fn service_account_exists(registry: &Registry, kind: &Kind, pod: &Object) -> Result<(), Status> {
+    let (ns, name) = (meta::namespace(pod), meta::str_at(pod, "/spec/serviceAccountName"));
+    if !is(kind, "", "Pod") || name == "default" {
+        return Ok(());
+    }
+    let Some(accounts) = registry.kinds().by_plural("", "v1", "serviceaccounts") else { return Ok(()) };
+    registry.get_raw(&accounts, ns, name).map(drop).map_err(|status| match status.code {
+        404 => {
+            let why = format!("error looking up service account {ns}/{name}: serviceaccount {name:?} not found");
+            Status::forbidden(&kind.group, &kind.plural, meta::name(pod), &why)
+        }
+        _ => status,
+    })
+}
+
 /// Refuses the deletion of a namespace that the cluster needs.
 pub(super) fn may_delete(kind: &Kind, name: &str) -> Result<(), Status> {
     if is(kind, "", "Namespace") && IMMORTAL.contains(&name) {
