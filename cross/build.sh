@@ -23,7 +23,9 @@ export "${variable}_RUSTFLAGS=$flags"
 # libcontainer 0.7.0 gives a constant a 64-bit type that is `long` on Linux: on 32-bit ARM it does not compile. Until a
 # release mends it, the build runs in a copy of the project with a copy of the crate in which that type is right.
 patched() {
-  local copy=$PWD/target/cross/armv7
+  export CARGO_TARGET_DIR
+  CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+  local copy=$CARGO_TARGET_DIR/cross/armv7
   mkdir -p "$copy"
   rm -rf "$copy/project" "$copy/libcontainer"
   mkdir "$copy/project"
@@ -33,7 +35,6 @@ patched() {
   sed -i -E 's/^(const DEVPTS_SUPER_MAGIC): [iu]64/\1: std::ffi::c_'"$([[ $target == *musl* ]] && echo ulong || echo long)"'/' \
     "$copy/libcontainer/src/tty.rs"
   printf '\n[patch.crates-io]\nlibcontainer = { path = "%s" }\n' "$copy/libcontainer" >>"$copy/project/Cargo.toml"
-  export CARGO_TARGET_DIR=$PWD/target
   cd "$copy/project"
 }
 [[ $1 == armv7* ]] && patched

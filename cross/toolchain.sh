@@ -66,17 +66,19 @@ zig() {
   export PATH=$root/venv/bin:$PATH CARGO_ZIGBUILD_ZIG_PATH=$root/venv/bin/python-zig XDG_CACHE_HOME=$root/cache
   export ZIG_GLOBAL_CACHE_DIR=$root/cache/zig CARGO_ZIGBUILD_CACHE_DIR=$root/cache/zigbuild
   local library=$root/usr/lib/rustlib/$target/lib
-  if [[ ! -d $library ]]; then
+  if [[ ! -e $library/.complete ]]; then
     local crate=$root/std
+    # What was compiled with an earlier library does not fit this one, and cargo does not see that.
+    rm -rf "$crate/target" "$library" "${CARGO_TARGET_DIR:?}/$target"
     mkdir -p "$crate/src"
     printf '[package]\nname = "std-only"\nversion = "0.1.0"\nedition = "2021"\n[profile.release]\npanic = "abort"\n' >"$crate/Cargo.toml"
     : >"$crate/src/lib.rs"
-    rm -rf "$crate/target"
     (cd "$crate" && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$crate/target cargo build --release --target "$target" \
       -Zbuild-std=std,panic_abort >&2)
     mkdir -p "$library/self-contained"
     cp "$crate/target/$target"/release/deps/*.rlib "$library/"
     rm -f "$library"/libstd_only-*
+    touch "$library/.complete"
   fi
   toolchain_flags="-C link-self-contained=no"
   toolchain_cargo=(cargo-zigbuild zigbuild)

@@ -168,7 +168,7 @@ mod tests {
         for (text, names) in [
             ("https-prt: 1\n", "https-prt"),
             ("https-port: 70000\n", "line 1"),
-            ("cluster-cidr: 10.42.0.1/16\n", "host bits"),
+            ("cluster-cidr: 10.42.0.1/16\n", "beyond the prefix"),
             ("cluster-cidr: 10.42.0.0/28\n", "cluster-cidr"),
             ("service-cidr: 10.42.9.0/24\n", "overlaps"),
             ("node-name: Über\n", "node-name"),

@@ -96,6 +96,29 @@ spec:
   volumes: [{name: foo, secret: {secretName: mysecret}}]
 ";
 
+/// Somebody without rights reads and writes everything that a pod is given.
+const UNPRIVILEGED: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: nested}
+data: {key: value}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: unprivileged}
+spec:
+  restartPolicy: Never
+  securityContext: {runAsUser: 65534, runAsGroup: 65534}
+  containers:
+  - name: c
+    image: busybox
+    command: [sh, -ec, 'cat /etc/hosts /etc/hostname /etc/resolv.conf /config/a/b/key; touch /empty/file; echo all well']
+    volumeMounts: [{name: config, mountPath: /config}, {name: empty, mountPath: /empty}]
+  volumes:
+  - {name: config, configMap: {name: nested, items: [{key: key, path: a/b/key}]}}
+  - {name: empty, emptyDir: {}}
+";
+
 /// A cluster with the images of the lessons, and one kubectl.
 struct Lesson<'a> {
     cluster: &'a Cluster,
@@ -206,8 +229,10 @@ impl Lesson<'_> {
         self.cluster.wait_ready("mypod-secret");
         assert_eq!(self.k("exec mypod-secret -- cat /etc/foo/username"), "admin");
         assert!(self.k("exec mypod-secret -- df /etc/foo").contains("tmpfs"));
-        self.k("delete pod shared-volumes dapi-test-pod mypod-secret --grace-period=1");
-        self.k("delete configmap special-config");
+        self.apply(UNPRIVILEGED);
+        self.cluster.until("logs unprivileged", |out| out.contains("all well"));
+        self.k("delete pod shared-volumes dapi-test-pod mypod-secret unprivileged --grace-period=1");
+        self.k("delete configmap special-config nested");
         self.k("delete secret mysecret");
     }
 

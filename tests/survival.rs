@@ -4,10 +4,12 @@
 
 mod common;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{Cluster, images};
+use common::{Cluster, images, run, text};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 fn cluster_with_busybox() -> Cluster {
     let cluster = Cluster::start();
@@ -115,4 +117,128 @@ fn every_acknowledged_object_survives_a_kill() {
         assert!(names.contains(&format!("kept-{n}")), "{names}");
     }
     cluster.finish();
+}
+
+#[test]
+fn a_pod_outlives_its_shim_and_its_processes() {
+    let cluster = cluster_with_busybox();
+    cluster.apply(&pod("steady", "Always", "while true; do sleep 1000; done # shimless"));
+    cluster.apply(&pod("once", "Never", "sleep 1000 # shimless-once"));
+    cluster.wait_ready("steady once");
+    let kill = |pid: &str| nix::sys::signal::kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
+    let restarts = "get pod steady -o jsonpath={.status.containerStatuses[0].restartCount}";
+    let last = |field: &str| {
+        cluster.value("pod steady", &format!(".status.containerStatuses[0].lastState.terminated.{field}"))
+    };
+
+    kill(&processes("# shimless")[0].0);
+    cluster.until(restarts, |n| n == "1");
+    cluster.wait_ready("steady");
+    assert_eq!((last("exitCode").as_str(), last("signal").as_str()), ("137", "9"));
+
+    let uid = cluster.value("pod steady", ".metadata.uid");
+    let address = cluster.value("pod steady", ".status.podIP");
+    for name in ["steady", "once"] {
+        kill(&shim(&cluster.value(&format!("pod {name}"), ".metadata.uid")).to_string());
+    }
+    cluster.until(restarts, |n| n == "2");
+    cluster.wait_ready("steady");
+    assert_eq!(last("reason"), "Unknown");
+    assert!(last("message").contains("shim"));
+    assert_eq!(cluster.value("pod steady", ".metadata.uid"), uid);
+    assert_eq!(cluster.value("pod steady", ".status.podIP"), address);
+    assert_eq!(processes("# shimless\0").len(), 1, "the old processes are gone");
+    cluster.until("get pod once -o jsonpath={.status.phase}", |p| p == "Failed");
+    assert_eq!(processes("# shimless-once"), []);
+    cluster.k("exec steady -- true");
+    cluster.finish();
+}
+
+fn shim(uid: &str) -> i32 {
+    let mark = format!("umiak\0shim\0{uid}\0");
+    let found = processes(&mark);
+    assert_eq!(found.len(), 1, "{found:?}");
+    found[0].0.parse().unwrap()
+}
+
+#[test]
+fn a_new_daemon_does_not_doubt_what_is_ready() {
+    let mut cluster = cluster_with_busybox();
+    cluster.apply(
+        "{apiVersion: v1, kind: Pod, metadata: {name: slow}, spec: {terminationGracePeriodSeconds: 0, containers: [ \
+         {name: c, image: busybox, command: [sleep, '1000'], readinessProbe: \
+         {exec: {command: [sleep, '2']}, timeoutSeconds: 60, periodSeconds: 3600}}]}}",
+    );
+    cluster.wait_ready("slow");
+    let ready = r#".status.conditions[?(@.type=="Ready")].lastTransitionTime"#;
+    let since = cluster.value("pod slow", ready);
+    // Status is not synced at once: a killed daemon may forget the last seconds of it.
+    std::thread::sleep(Duration::from_secs(7));
+    cluster.stop_daemon(Signal::SIGKILL);
+    cluster.start_daemon();
+    // Before and after the first look of the new daemon.
+    for _ in 0..2 {
+        cluster.wait_ready("slow");
+        assert_eq!(cluster.value("pod slow", ready), since);
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    cluster.finish();
+}
+
+/// A small file system for one test, unmounted and removed in the end.
+struct Disk(PathBuf);
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).ok();
+        std::fs::remove_dir(&self.0).ok();
+    }
+}
+
+#[test]
+fn a_full_disk_stops_writes_and_nothing_else() {
+    let mut cluster = Cluster::stopped();
+    let disk = Disk(cluster.dir.path().to_owned());
+    run(std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=600m", "none"]).arg(&disk.0));
+    cluster.start_daemon();
+    cluster.import(&images::archive(cluster.dir.path(), "busybox.tar", &images::BUSYBOX));
+    cluster.apply(&pod("steady", "Always", "while true; do echo x; sleep 0.1; done # full"));
+    cluster.wait_ready("steady");
+    let before = processes("# full");
+    let filler = disk.0.join("filler");
+    fill(&filler);
+    let data = "x".repeat(100_000);
+    let refused = (0..100).find_map(|n| {
+        // What the database holds in reserve goes first.
+        fill(&filler);
+        let name = format!("full-{n}");
+        let mut command = cluster.kubectl();
+        let output =
+            command.args(["create", "configmap", &name, &format!("--from-literal=a={data}")]).output().unwrap();
+        (!output.status.success()).then(|| text(&output.stderr))
+    });
+    assert!(refused.as_ref().is_some_and(|e| e.contains("disk full")), "{refused:?}");
+    cluster.k("get pods");
+    cluster.k("exec steady -- true");
+    std::thread::sleep(Duration::from_secs(7));
+    assert_eq!(processes("# full"), before);
+    std::fs::remove_file(&filler).unwrap();
+    cluster.until("create configmap again --from-literal=a=1", |_| true);
+    cluster.apply(&pod("new", "Always", "sleep 1000"));
+    cluster.wait_ready("steady new");
+    assert_eq!(cluster.value("pod steady", ".status.containerStatuses[0].restartCount"), "0");
+    assert_eq!(processes("# full"), before);
+    cluster.stop_daemon(Signal::SIGKILL);
+    cluster.start_daemon();
+    cluster.k("get configmap again");
+    cluster.finish();
+}
+
+/// Takes all the room that is left.
+fn fill(filler: &std::path::Path) {
+    use std::io::Write;
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(filler).unwrap();
+    for block in [1 << 20, 4096, 1] {
+        while file.write_all(&vec![0; block]).is_ok() {}
+    }
 }

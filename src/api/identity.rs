@@ -66,9 +66,18 @@ pub(super) struct Attributes<'a> {
     pub(super) path: &'a str,
 }
 
+/// What every authenticated user may read: `system:discovery` and `system:public-info-viewer` of Kubernetes' default roles.
+const DISCOVERY: [&str; 7] = ["/api", "/apis", "/openapi", "/healthz", "/livez", "/readyz", "/version"];
+/// What every authenticated user may ask about itself: `system:basic-user`.
+const SELF_REVIEWS: [&str; 3] = ["selfsubjectaccessreviews", "selfsubjectrulesreviews", "selfsubjectreviews"];
+
 /// Whether `user` may do it.
-pub(super) fn allowed(user: &User, _wanted: &Attributes) -> bool {
+pub(super) fn allowed(user: &User, wanted: &Attributes) -> bool {
+    let below =
+        |root: &str| wanted.path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     user.groups.iter().any(|g| g == MASTERS)
+        || (wanted.resource.is_empty() && wanted.verb == "get" && DISCOVERY.iter().any(|root| below(root)))
+        || (wanted.verb == "create" && SELF_REVIEWS.contains(&wanted.resource))
 }
 
 /// 403 in Kubernetes' words if `user` may not do it.

@@ -82,7 +82,11 @@ impl Api {
             (self.arrived)(address.ip());
         }
         let mut stopping = self.stopping.subscribe();
-        let tls = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        let shaken = tokio::select! {
+            shaken = timeout(HANDSHAKE, acceptor.accept(stream)) => shaken,
+            () = stopped(&mut stopping) => return,
+        };
+        let tls = match shaken {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
             Err(_) => return tracing::debug!("TLS handshake timed out"),

@@ -11,6 +11,9 @@ use super::Failure;
 use crate::cidr::Cidr;
 use crate::config::ServerConfig;
 
+/// How long helpers (unpacking, downloads) may go on when all else has stopped.
+const LAST_WORK: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// Options of `umiak server`. Each wins over the field of the same name in the configuration file.
 #[derive(Args, Debug, Default)]
 pub struct ServerArgs {
@@ -84,6 +87,9 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         .thread_keep_alive(std::time::Duration::from_secs(2))
         .thread_stack_size(512 * 1024)
         .build()?;
-    runtime.block_on(crate::server::run(config))?;
+    let result = runtime.block_on(crate::server::run(config));
+    // What still reads a slow registry or hangs on a dead disk does no harm when it is cut off, as by a power cut.
+    runtime.shutdown_timeout(LAST_WORK);
+    result?;
     Ok(ExitCode::SUCCESS)
 }

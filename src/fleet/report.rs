@@ -70,8 +70,15 @@ fn merge(pod: &mut Object, report: &Value) {
         }
     }
     let list = |v: Option<&Value>| v.and_then(Value::as_array).cloned().unwrap_or_default();
-    let reported = list(report.get("conditions"));
+    let mut reported = list(report.get("conditions"));
     let mut conditions = list(old.get("conditions"));
+    for condition in &mut reported {
+        // A node that was restarted does not know since when.
+        let same = conditions.iter().find(|c| c["type"] == condition["type"] && c["status"] == condition["status"]);
+        if let Some(since) = same.and_then(|c| c.get("lastTransitionTime")) {
+            condition["lastTransitionTime"] = since.clone();
+        }
+    }
     conditions.retain(|c| reported.iter().all(|r| r["type"] != c["type"]));
     conditions.extend(reported);
     status.insert("conditions".to_owned(), Value::Array(conditions));

@@ -104,6 +104,10 @@ fn make_layer(root: &Path) -> Result<u64> {
         let target = root.join(library.strip_prefix("/").unwrap_or(&library));
         let parent = target.parent().unwrap_or(root);
         fs::create_dir_all(parent).at("create", parent)?;
+        // The program runs as nobody, whatever umask the daemon has.
+        for made in parent.ancestors().take_while(|path| *path != root) {
+            fs::set_permissions(made, fs::Permissions::from_mode(0o755)).at("change the mode of", made)?;
+        }
         size += place(&library, &target)?;
     }
     Ok(size)

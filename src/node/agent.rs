@@ -68,8 +68,12 @@ impl<E: Engine> Agent<E> {
                     self.spawn(uid.clone(), pod, &message, dir, left.remove(&uid).unwrap_or(Left::Nothing));
                 }
                 Err(error) => {
-                    // Without its specification nobody can look after it; the server will send it again.
-                    tracing::warn!(pod = uid, error, "forgetting a pod that cannot be read");
+                    if dir.is_disowned() {
+                        tracing::info!(pod = uid, "finishing the removal of a pod");
+                    } else {
+                        // Without its specification nobody can look after it; the server will send it again.
+                        tracing::warn!(pod = uid, error, "forgetting a pod that cannot be read");
+                    }
                     self.forget(&uid, dir).await;
                 }
             }
@@ -215,6 +219,10 @@ impl<E: Engine> Agent<E> {
 
     fn remove(&mut self, uid: &str) {
         if let Some(entry) = self.entries.get(uid) {
+            // At once: a daemon that dies before the worker is done must not bring the pod to life again.
+            if let Err(error) = entry.dir.disown() {
+                tracing::error!(pod = uid, %error, "cannot note that the pod is removed");
+            }
             entry.orders.send_modify(|order| order.removed = true);
         }
     }

@@ -128,10 +128,21 @@ impl PodDir {
         Ok(())
     }
 
+    /// Removes what makes the directory a pod: what is left is only to be cleaned up. Idempotent.
+    pub(super) fn disown(&self) -> Result<()> {
+        files::remove_tree(&self.path.join("pod.json")).at("remove", &self.path)
+    }
+
+    /// Whether [`PodDir::disown`] was called, or [`PodDir::store`] never came to its end.
+    pub(super) fn is_disowned(&self) -> bool {
+        fs::exists(self.path.join("pod.json")).is_ok_and(|exists| !exists)
+    }
+
     /// Removes everything of the pod. Its volumes must have been removed before. Idempotent.
     pub(super) fn remove(&self) -> Result<()> {
-        // First what makes it a pod, so that an interrupted removal is not taken for one.
-        [&self.path.join("pod.json"), &self.path].into_iter().try_for_each(|p| files::remove_tree(p).at("remove", p))
+        // An interrupted removal must not be taken for a pod.
+        self.disown()?;
+        files::remove_tree(&self.path).at("remove", &self.path)
     }
 }
 
@@ -253,6 +264,9 @@ mod tests {
         fs::write(base.path().join("pods/u-1/state.json"), "{").unwrap();
         assert_eq!(dir.history(), History::default());
         assert_eq!(pods.list().unwrap().len(), 1);
+        assert!(!dir.is_disowned());
+        dir.disown().unwrap();
+        assert!(dir.is_disowned() && dir.load().is_err());
         dir.remove().unwrap();
         dir.remove().unwrap();
         assert!(pods.list().unwrap().is_empty());

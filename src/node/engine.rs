@@ -55,6 +55,9 @@ pub(super) trait Sandbox: Clone + Send + Sync + 'static {
         capture: Capture,
     ) -> impl Future<Output = runtime::Result<ExecOutput>> + Send;
 
+    /// Keeps a few words about a container for the next daemon.
+    fn note(&self, id: &ContainerId, text: &str) -> impl Future<Output = runtime::Result<()>> + Send;
+
     /// Removes what an ended container left.
     fn remove(&self, id: &ContainerId) -> impl Future<Output = runtime::Result<()>> + Send;
 
@@ -77,7 +80,14 @@ impl Engine for Real {
     type Sandbox = runtime::Sandbox;
 
     async fn create(&self, config: &SandboxConfig) -> Result<runtime::Sandbox> {
-        Ok(self.runtime.create_sandbox(config).await?)
+        match self.runtime.create_sandbox(config).await {
+            // The worker, the only one to make this pod's sandbox, has none: this is left of a cleanup that failed.
+            Err(runtime::Error::SandboxExists(uid)) => {
+                self.runtime.cleanup(&uid).await?;
+                Ok(self.runtime.create_sandbox(config).await?)
+            }
+            result => Ok(result?),
+        }
     }
 
     async fn cleanup(&self, uid: &str) -> Result<()> {
@@ -113,8 +123,16 @@ impl Sandbox for runtime::Sandbox {
     }
 
     async fn run(&self, config: &ContainerConfig) -> runtime::Result<()> {
-        self.create_container(config).await?;
-        self.start(&config.id()).await
+        let id = config.id();
+        match self.create_container(config).await {
+            // An earlier daemon died over it: it may be half made.
+            Err(runtime::Error::WrongState { .. }) => {
+                self.remove_container(&id).await?;
+                self.create_container(config).await?;
+            }
+            result => result?,
+        }
+        self.start(&id).await
     }
 
     async fn signal(&self, id: &ContainerId, signal: i32) -> runtime::Result<()> {
@@ -123,6 +141,10 @@ impl Sandbox for runtime::Sandbox {
 
     async fn exec(&self, id: &ContainerId, args: &[String], capture: Capture) -> runtime::Result<ExecOutput> {
         self.exec_captured(id, args, capture).await
+    }
+
+    async fn note(&self, id: &ContainerId, text: &str) -> runtime::Result<()> {
+        self.note(id, text).await
     }
 
     async fn remove(&self, id: &ContainerId) -> runtime::Result<()> {

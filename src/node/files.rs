@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::error::{At, Result};
@@ -38,7 +39,8 @@ pub(super) fn write(dir: &Path, pod: &Desired, facts: &Facts, dns: &DnsConfig) -
     let put = |name: &str, text: String| {
         let path = dir.join(name);
         // Written in place: containers have the file itself mounted.
-        fs::write(&path, text).at("write", &path)
+        fs::write(&path, text).at("write", &path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).at("change the mode of", &path)
     };
     put("hosts", hosts(pod, facts, dns, &host))?;
     put("hostname", format!("{}\n", pod.hostname()))?;

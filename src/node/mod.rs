@@ -163,17 +163,20 @@ async fn take_over(agent: &mut Agent<Real>, runtime: &Runtime, network: &Network
         sandboxes.insert(sandbox.uid().to_owned(), sandbox.clone());
         left.insert(sandbox.uid().to_owned(), Left::Live(sandbox));
     }
-    let mut dead = Vec::new();
     for sandbox in adopted.dead {
-        runtime.cleanup(&sandbox.uid).await?;
-        dead.push(sandbox.uid.clone());
+        // One pod that cannot be cleaned up (its process hangs in the kernel) must not keep the others down.
+        if let Err(error) = runtime.cleanup(&sandbox.uid).await {
+            tracing::error!(pod = sandbox.uid, %error, "cannot clean up after a dead shim");
+        }
         left.insert(sandbox.uid, Left::Dead(sandbox.exits));
     }
     agent.resume(left).await?;
     let known = agent.uids();
     for (uid, sandbox) in sandboxes.into_iter().filter(|(uid, _)| !known.contains(uid)) {
         tracing::warn!(pod = uid, "removing the sandbox of a pod this node does not know");
-        sandbox.destroy().await?;
+        if let Err(error) = sandbox.destroy().await {
+            tracing::error!(pod = uid, %error, "cannot remove it");
+        }
     }
     if let Err(error) = network.reconcile(&known).await {
         tracing::error!(%error, "cannot tidy up the pod network");
@@ -220,14 +223,7 @@ async fn report(config: &NodeConfig, outbox: &Outbox, images: &Arc<ImageStore>, 
 /// # Errors
 /// The first thing that could not be removed; calling it again goes on from there.
 pub async fn reset(data_dir: &std::path::Path, runtime: &Runtime) -> Result<()> {
-    let adopted = runtime.adopt().await?;
-    for sandbox in adopted.live {
-        sandbox.destroy().await?;
-    }
-    for sandbox in adopted.dead {
-        runtime.cleanup(&sandbox.uid).await?;
-    }
-    runtime.remove_root()?;
+    runtime.destroy().await?;
     let root = data_dir.to_owned();
     blocking("removing the node's files", move || {
         for dir in Pods::open(&root)?.list()? {

@@ -159,9 +159,9 @@ impl Runtime {
         cleanup(&self.cgroups, &self.cgroup(uid), &self.directory(uid)).await
     }
 
-    /// Removes the root cgroup: the last thing of a runtime without pods. Idempotent.
-    pub fn remove_root(&self) -> Result<()> {
-        self.cgroups.remove(&self.config.cgroup_root)
+    /// Kills and removes every pod, the root cgroup and the state directory: nothing of this runtime is left.
+    pub async fn destroy(&self) -> Result<()> {
+        cleanup(&self.cgroups, &self.config.cgroup_root, &self.config.state_dir).await
     }
 
     fn directory(&self, uid: &str) -> PathBuf {
@@ -205,11 +205,14 @@ fn read_exits(directory: &Path) -> Vec<(ContainerId, Exit)> {
 
 /// Kills all processes of a cgroup, removes it, then a directory.
 pub(super) async fn cleanup(cgroups: &Cgroups, cgroup: &str, directory: &Path) -> Result<()> {
-    kill_all(cgroups, cgroup).await;
     let mut pause = Duration::from_millis(1);
-    while let Err(busy) = cgroups.remove(cgroup) {
-        if pause > BUSY {
-            return Err(busy);
+    loop {
+        // Every time: a shim whose daemon died while it started may come into its cgroup only now.
+        kill_all(cgroups, cgroup).await;
+        match cgroups.remove(cgroup) {
+            Ok(()) => break,
+            Err(busy) if pause > BUSY => return Err(busy),
+            Err(_) => {}
         }
         // A process leaves its cgroup a moment after its end is seen; there is no event for it.
         sleep(pause).await;

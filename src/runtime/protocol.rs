@@ -54,6 +54,8 @@ pub(super) enum Op {
     Attach { container: ContainerId, stdin: bool },
     /// Forgets a container that has ended, or kills it first.
     Remove { container: ContainerId },
+    /// Keeps a word of the daemon's about a container for the next daemon.
+    Note { container: ContainerId, text: String },
     /// Kills all containers, then ends.
     Shutdown,
 }
@@ -62,7 +64,13 @@ pub(super) enum Op {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromShim {
     /// First packet of a connection.
-    Hello { version: u32, pid: u32, containers: Vec<(ContainerId, ContainerState)> },
+    Hello {
+        version: u32,
+        pid: u32,
+        containers: Vec<(ContainerId, ContainerState)>,
+        #[serde(default)]
+        notes: Vec<(ContainerId, String)>,
+    },
     /// The answer to a request. With streams these come along: output, error, then input where there is one; on a terminal
     /// its master, after the output where that is a copy.
     Reply {

@@ -151,6 +151,13 @@ impl Sandbox {
         self.call(ANSWER, id, "signal", Op::Signal { container: id.clone(), signal }, None).await.map(drop)
     }
 
+    /// Has the shim keep a few words about a container for the next daemon, which finds them in [`SandboxState::notes`].
+    /// They live in memory, as long as the container's processes do.
+    pub async fn note(&self, id: &ContainerId, text: &str) -> Result<()> {
+        let op = Op::Note { container: id.clone(), text: text.to_owned() };
+        self.call(ANSWER, id, "note", op, None).await.map(drop)
+    }
+
     /// Runs a command in a running container.
     pub async fn exec(&self, id: &ContainerId, config: &ExecConfig) -> Result<Exec> {
         self.exec_as(self.number(), id, config, false).await
@@ -444,9 +451,9 @@ async fn dial(uid: &str, directory: &Path) -> Result<(Arc<AsyncFd<OwnedFd>>, u32
     let hello = timeout(ANSWER, hello).await;
     let hello = hello.map_err(|_| Error::Timeout { uid: uid.to_owned(), op: "connect", seconds: ANSWER.as_secs() })?;
     match hello.map_err(gone)? {
-        Some((FromShim::Hello { version, pid, containers }, _)) if version >= protocol::VERSION => {
-            let containers = containers.into_iter().collect();
-            Ok((link, pid, SandboxState { alive: true, containers }))
+        Some((FromShim::Hello { version, pid, containers, notes }, _)) if version >= protocol::VERSION => {
+            let (containers, notes) = (containers.into_iter().collect(), notes.into_iter().collect());
+            Ok((link, pid, SandboxState { alive: true, containers, notes }))
         }
         Some((other, _)) => Err(Error::Protocol { uid: uid.to_owned(), reason: format!("unexpected {other:?}") }),
         None => Err(Error::ShimGone { uid: uid.to_owned() }),

@@ -262,6 +262,8 @@ pub struct SandboxState {
     pub alive: bool,
     /// Every container that was created and not removed.
     pub containers: BTreeMap<ContainerId, ContainerState>,
+    /// What the shim was told to keep about them ([`super::Sandbox::note`]), as it was on connecting.
+    pub notes: BTreeMap<ContainerId, String>,
 }
 
 /// Where a container is in its life.

@@ -9,11 +9,13 @@ pub mod images;
 pub mod leaks;
 
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::stat::{Mode, umask};
 use tempfile::TempDir;
 
 /// How long anything awaited may take on a loaded machine.
@@ -53,6 +55,8 @@ pub struct Cluster {
     daemon: Option<Child>,
     starts: u32,
     kubectl: PathBuf,
+    /// What the daemon logs.
+    pub log_filter: &'static str,
 }
 
 impl Cluster {
@@ -68,7 +72,7 @@ impl Cluster {
         assert!(nix::unistd::geteuid().is_root(), "these tests make containers: run them as root");
         let dir = tempfile::Builder::new().prefix("umiak-test-").tempdir().unwrap();
         let kubectl = kubectls().pop().expect("kubectl 1.27 or newer is needed: see README.md");
-        Self { netns: Netns::new(), dir, daemon: None, starts: 0, kubectl }
+        Self { netns: Netns::new(), dir, daemon: None, starts: 0, kubectl, log_filter: "info,umiak=debug" }
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -92,15 +96,35 @@ impl Cluster {
 
     /// Starts the daemon and waits until it says that it is ready.
     pub fn start_daemon(&mut self) {
+        let ready = self.launch_daemon();
+        let mut message = [0; 64];
+        let got = ready.recv(&mut message);
+        assert!(got.is_ok(), "the daemon did not become ready:\n{}", self.log());
+    }
+
+    /// How often the daemon was started.
+    pub fn starts(&self) -> u32 {
+        self.starts
+    }
+
+    /// Starts the daemon; it says on the socket that it is ready.
+    pub fn launch_daemon(&mut self) -> UnixDatagram {
         assert!(self.daemon.is_none());
         self.starts += 1;
         let notify = self.dir.path().join(format!("notify.{}", self.starts));
         let ready = UnixDatagram::bind(&notify).unwrap();
         ready.set_read_timeout(Some(PATIENCE)).unwrap();
         let log = std::fs::File::create(self.dir.path().join(format!("umiak.{}.log", self.starts))).unwrap();
-        let child = self
-            .umiak()
-            .args(["server", "--node-name", "board", "--log", "info,umiak=debug", "--data-dir"])
+        let mut command = self.umiak();
+        // SAFETY: umask is async-signal-safe. It is the systemd unit's: what pods see must not depend on it.
+        unsafe {
+            command.pre_exec(|| {
+                umask(Mode::from_bits_truncate(0o077));
+                Ok(())
+            })
+        };
+        let child = command
+            .args(["server", "--node-name", "board", "--log", self.log_filter, "--data-dir"])
             .arg(self.data_dir())
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
@@ -109,9 +133,7 @@ impl Cluster {
             .spawn()
             .unwrap();
         self.daemon = Some(child);
-        let mut message = [0; 64];
-        let got = ready.recv(&mut message);
-        assert!(got.is_ok(), "the daemon did not become ready:\n{}", self.log());
+        ready
     }
 
     pub fn daemon_pid(&self) -> i32 {
@@ -126,10 +148,11 @@ impl Cluster {
         }
     }
 
-    /// Kills everything this cluster runs but keeps its files: what a power cut leaves.
+    /// Ends everything this cluster runs but keeps its files: what a power cut leaves.
     pub fn power_cut(&mut self) {
         self.stop_daemon(nix::sys::signal::Signal::SIGKILL);
-        leaks::kill_all(&self.data_dir());
+        leaks::kill_all(&self.data_dir(), &self.netns.0);
+        leaks::forget_kernel_state(&self.data_dir(), &self.netns.0);
     }
 
     /// kubectl as the administrator.

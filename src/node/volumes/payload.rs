@@ -169,6 +169,10 @@ fn replace(dir: &Path, files: &Payload, group: Option<u32>) -> Result<()> {
         let path = fresh.join(name);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).at("create", parent)?;
+            // As `fresh` itself: the container may run as anybody, whatever umask the daemon has.
+            for made in parent.ancestors().take_while(|path| *path != fresh) {
+                fs::set_permissions(made, fs::Permissions::from_mode(0o755)).at("change the mode of", made)?;
+            }
         }
         // Containers see it before it has its own mode.
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);

@@ -50,9 +50,13 @@ impl<E: Engine> Worker<E> {
             }
         }
         if self.sandbox.is_none() {
+            self.history.sandbox += 1;
+            if !self.history.containers.is_empty() {
+                // Before: whoever finds this sandbox must not take earlier runs of init containers for runs in it.
+                self.save().await;
+            }
             let sandbox = self.node.engine.create(&config).await?;
             self.enter(Some(sandbox));
-            self.history.sandbox += 1;
             self.initialized = false;
         }
         if self.facts.pod_ips.is_empty() {

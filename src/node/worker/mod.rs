@@ -99,6 +99,8 @@ struct Unit {
     stop: Option<Stopping>,
     /// The specification changed: restart whatever the policy.
     changed: bool,
+    /// What the shim keeps of `now` for the next daemon.
+    noted: &'static str,
 }
 
 struct Stopping {
@@ -116,6 +118,7 @@ impl Default for Unit {
             watcher: None,
             stop: None,
             changed: false,
+            noted: "",
         }
     }
 }
@@ -235,6 +238,7 @@ impl<E: Engine> Worker<E> {
                 return;
             }
             self.publish();
+            self.note_readiness().await;
             if !self.wait().await {
                 return;
             }

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Container;
 
+use super::super::container;
 use super::super::disk::{ContainerHistory, Ended};
-use super::super::engine::{Engine, blocking};
-use super::super::status::container_id;
+use super::super::engine::{Engine, Sandbox, blocking};
 use super::{Worker, now, seconds};
+use crate::image::Reference;
 use crate::node::disk::PodDir;
 use crate::runtime::{ContainerId, ContainerState, Exit};
 
@@ -20,36 +21,65 @@ const MAX_MESSAGE: usize = 4096;
 const MAX_LOG: u64 = 2048;
 const MAX_LOG_LINES: usize = 80;
 
+/// Notes left with the shim.
+const READY: &str = "ready";
+const STARTED: &str = "started";
+
 impl<E: Engine> Worker<E> {
     /// Takes over a living sandbox of an earlier daemon.
     pub(super) fn adopt(&mut self, sandbox: E::Sandbox) {
         self.enter(Some(sandbox));
         let state = self.state.borrow().clone();
         for id in state.containers.keys() {
-            // The runtime may know a later run than what reached the disk.
-            let sandbox = self.history.sandbox;
-            let known = self.history.containers.entry(id.name.clone()).or_default();
-            if id.attempt > known.attempt {
-                known.previous = known.ended.take();
-                (known.attempt, known.sandbox) = (id.attempt, sandbox);
+            let known = self.history.containers.get(&id.name);
+            if known.is_some_and(|h| h.attempt >= id.attempt) {
+                continue;
             }
+            // The daemon died before the record of this run reached the disk.
+            let history = ContainerHistory {
+                attempt: id.attempt,
+                sandbox: self.history.sandbox,
+                image: self.pod.container(&id.name).and_then(|c| c.spec.image.clone()).unwrap_or_default(),
+                previous: known.and_then(|h| h.ended.clone().or(h.previous.clone())),
+                ..ContainerHistory::default()
+            };
+            self.history.containers.insert(id.name.clone(), history);
         }
         let generation = self.history.sandbox;
         let pod = self.pod.clone();
         let begun = |name: &str| self.history.containers.get(name).is_some_and(|h| h.sandbox == generation);
         self.initialized = pod.containers.iter().any(|c| !c.role.starts_before() && begun(&c.spec.name));
-        let statuses = pod
-            .pod
-            .status
-            .iter()
-            .flat_map(|s| s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten()));
-        for status in statuses {
-            let same = self.history.containers.get(&status.name).is_some_and(|h| {
-                status.container_id.as_deref() == Some(&container_id(pod.uid(), &status.name, h.attempt))
-            });
-            if same {
-                let unit = self.unit(&status.name);
-                (unit.now.ready, unit.now.started) = (status.ready, status.started.unwrap_or(false));
+        for (id, note) in &state.notes {
+            if self.history.containers.get(&id.name).is_some_and(|h| h.attempt == id.attempt) {
+                let unit = self.unit(&id.name);
+                (unit.now.ready, unit.now.started) = (note == READY, note == READY || note == STARTED);
+            }
+        }
+    }
+
+    /// Leaves the verdicts of probes with the shim, so that the next daemon need not wait for its own.
+    pub(super) async fn note_readiness(&mut self) {
+        let Some(sandbox) = self.sandbox.clone() else { return };
+        let pod = self.pod.clone();
+        for container in &pod.containers {
+            let spec = &container.spec;
+            let (Some(unit), Some(history)) = (self.units.get_mut(&spec.name), self.history.containers.get(&spec.name))
+            else {
+                continue;
+            };
+            let probed = spec.startup_probe.is_some() || spec.readiness_probe.is_some();
+            let word = match (unit.now.ready, unit.now.started) {
+                (true, _) => READY,
+                (false, true) => STARTED,
+                (false, false) => "",
+            };
+            if !probed || unit.now.running.is_none() || unit.noted == word {
+                continue;
+            }
+            unit.noted = word;
+            let id = ContainerId { name: spec.name.clone(), attempt: history.attempt };
+            if let Err(error) = sandbox.note(&id, word).await {
+                tracing::debug!(pod = pod.uid(), container = %id, %error, "the shim keeps no note");
             }
         }
     }
@@ -89,6 +119,10 @@ impl<E: Engine> Worker<E> {
             let id = ContainerId { name: name.clone(), attempt: history.attempt };
             match state.containers.get(&id) {
                 Some(ContainerState::Running { started_at, .. }) if !self.running(name) => {
+                    if history.image_id.is_empty() {
+                        self.identify(&container.spec).await;
+                        changed = true;
+                    }
                     let started = seconds(*started_at);
                     self.unit(name).now.running = Some(started);
                     let age = u64::try_from(now().saturating_sub(started)).unwrap_or(0);
@@ -107,6 +141,16 @@ impl<E: Engine> Worker<E> {
         }
         if changed {
             self.save().await;
+        }
+    }
+
+    /// Finds out what a run was made from of which only the shim knew.
+    async fn identify(&mut self, spec: &Container) {
+        let Ok(reference) = spec.image.as_deref().unwrap_or_default().parse::<Reference>() else { return };
+        let found = self.node.engine.image(&reference).await;
+        if let (Ok(image), Some(history)) = (found, self.history.containers.get_mut(&spec.name)) {
+            history.image_id = image.image_id().to_owned();
+            history.stop_signal = container::stop_signal(image.config.stop_signal.as_deref());
         }
     }
 
@@ -129,7 +173,7 @@ impl<E: Engine> Worker<E> {
         let unit = self.unit(name);
         (unit.watcher, unit.stop) = (None, None);
         unit.now = super::Now::default();
-        unit.retry_at = None;
+        (unit.retry_at, unit.noted) = (None, "");
     }
 
     async fn lose_sandbox(&mut self) {
@@ -170,7 +214,9 @@ fn ended(id: &ContainerId, exit: &Exit, message: String) -> Ended {
 
 /// A run of which nothing is known but that it is over: the machine was reset or its shim killed.
 fn lost(history: &ContainerHistory) -> Ended {
-    Ended { attempt: history.attempt, code: 255, reason: "Unknown".to_owned(), finished: now(), ..Ended::default() }
+    let message = "its end was not seen: the machine was reset or the pod's shim killed".to_owned();
+    let reason = "Unknown".to_owned();
+    Ended { attempt: history.attempt, code: 255, reason, message, finished: now(), ..Ended::default() }
 }
 
 async fn termination_message(dir: &PodDir, id: &ContainerId, container: &Container, failed: bool) -> String {

@@ -87,7 +87,7 @@ impl Engine for FakeEngine {
 
     async fn create(&self, config: &SandboxConfig) -> Result<FakeSandbox> {
         self.0.call("create".into());
-        let state = SandboxState { alive: true, containers: BTreeMap::new() };
+        let state = SandboxState { alive: true, ..SandboxState::default() };
         let state = Arc::new(watch::Sender::new(state));
         Ok(FakeSandbox { uid: config.uid.clone(), fake: self.0.clone(), state })
     }
@@ -169,6 +169,11 @@ impl Sandbox for FakeSandbox {
             return Ok(ExecOutput { code: Some(0), output: Vec::new() });
         }
         Ok(ExecOutput { code: Some(*self.fake.exec_code.lock().unwrap()), output: b"said".to_vec() })
+    }
+
+    async fn note(&self, id: &ContainerId, text: &str) -> runtime::Result<()> {
+        self.state.send_modify(|state| drop(state.notes.insert(id.clone(), text.to_owned())));
+        Ok(())
     }
 
     async fn remove(&self, id: &ContainerId) -> runtime::Result<()> {
@@ -555,9 +560,31 @@ async fn a_new_daemon_takes_over_what_runs() {
     let id = ContainerId { name: "a".into(), attempt: 4 };
     sandbox.state.send_modify(|s| drop(s.containers.insert(id, running)));
     bench.fake.calls();
-    let bench = bench.begin(Left::Live(sandbox)).await;
+    let mut bench = bench.begin(Left::Live(sandbox)).await;
     assert!(bench.fake.calls().is_empty());
     assert_eq!((bench.phase(), bench.state("a").as_str()), ("Running", "running 4 ready"));
+    assert_eq!(bench.status["containerStatuses"][0]["imageID"], "sha256:1");
+    bench.order(|_| {}, false);
+    bench.after(5).await;
+    assert_eq!(bench.state("a"), "running 4 ready");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_daemon_keeps_the_verdicts_of_probes() {
+    let probe = json!({"readinessProbe": {"exec": {"command": ["x"]}, "periodSeconds": 1, "failureThreshold": 1}});
+    for (code, state) in [(0, "running 0 ready"), (1, "running 0")] {
+        let bench = Bench::prepare(app(probe.clone()), &[], &[]);
+        let engine = FakeEngine(bench.fake.clone());
+        let sandbox = engine.create(&SandboxConfig { uid: "u-1".into(), ..SandboxConfig::default() }).await.unwrap();
+        *bench.fake.exec_code.lock().unwrap() = code;
+        let mut bench = bench.begin(Left::Live(sandbox.clone())).await;
+        bench.after(3).await;
+        assert_eq!(bench.state("a"), state);
+        // The first look of the new daemon lies in the future.
+        bench.order(|m| m.pod["spec"]["containers"][0]["readinessProbe"]["initialDelaySeconds"] = json!(60), false);
+        let bench = bench.begin(Left::Live(sandbox)).await;
+        assert_eq!(bench.state("a"), state);
+    }
 }
 
 #[tokio::test(start_paused = true)]

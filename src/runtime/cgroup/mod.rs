@@ -75,7 +75,7 @@ impl Cgroups {
 
     /// Makes a cgroup and its ancestors in every hierarchy that has a controller.
     pub(super) fn create(&self, name: &str) -> Result<()> {
-        for hierarchy in self.hierarchies.iter().filter(|h| self.unified || !h.controllers.is_empty()) {
+        for hierarchy in self.used() {
             let mut path = hierarchy.mount.clone();
             for part in name.split('/').filter(|p| !p.is_empty()) {
                 if self.unified {
@@ -92,12 +92,15 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Moves a process into an existing cgroup of every hierarchy.
+    /// The hierarchies cgroups are made in: those that control something.
+    fn used(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.hierarchies.iter().filter(|h| self.unified || !h.controllers.is_empty())
+    }
+
+    /// Moves a process into an existing cgroup. Fails where that is gone: a process that stayed outside would be missed
+    /// when all of the cgroup are killed.
     pub(super) fn join(&self, name: &str, pid: u32) -> Result<()> {
-        for directory in self.directories(name).filter(|d| d.is_dir()) {
-            write(&directory.join("cgroup.procs"), &pid.to_string())?;
-        }
-        Ok(())
+        self.used().try_for_each(|h| write(&below(&h.mount, name).join("cgroup.procs"), &pid.to_string()))
     }
 
     /// All processes in a cgroup and below it.
@@ -274,6 +277,7 @@ mod tests {
         child.wait().unwrap();
         assert!(cgroups.processes(&root).is_empty());
         cgroups.remove(&root).unwrap();
+        cgroups.join(&name, std::process::id()).unwrap_err();
         cgroups.remove(&root).unwrap();
         assert!(cgroups.directories(&root).all(|d| !d.exists()));
     }

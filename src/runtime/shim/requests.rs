@@ -41,6 +41,7 @@ impl Server {
             }
             Op::Attach { container, stdin } => self.attach(request, &container, stdin),
             Op::Remove { container } => self.remove(request, &container),
+            Op::Note { container, text } => self.note(&container, text).map(|()| self.reply(request, Ok(()))),
             Op::Shutdown => {
                 self.shutdown(request);
                 Ok(())
@@ -215,6 +216,11 @@ impl Server {
         }
         let fds: Vec<_> = given.iter().map(|fd| fd.as_raw_fd()).collect();
         self.tell(&FromShim::Reply { id: request, result: Ok(()), tty }, &fds);
+        Ok(())
+    }
+
+    fn note(&mut self, id: &ContainerId, text: String) -> Result<(), Fault> {
+        self.containers.get_mut(id).ok_or(Fault::NoContainer)?.note = text;
         Ok(())
     }
 

@@ -64,6 +64,8 @@ pub(super) struct Container {
     pub(super) started_at: i64,
     /// The request to remove it, once it came.
     pub(super) removing: Option<u64>,
+    /// Kept for the next daemon.
+    pub(super) note: String,
 }
 
 impl Container {
@@ -158,7 +160,12 @@ impl Server {
     fn wait(&self) -> nix::Result<Vec<Source>> {
         let input = PollFlags::POLLIN;
         let mut sources: Vec<(BorrowedFd<'_>, PollFlags, Source)> =
-            vec![(self.listener.as_fd(), input, Source::Listener), (self.signals.as_fd(), input, Source::Signals)];
+            vec![(self.signals.as_fd(), input, Source::Signals)];
+        if self.containers.values().all(|c| c.starting.is_none()) {
+            // A daemon that comes while a command is being started waits to hear how that went: it would take the
+            // container for one that never ran, and run it again.
+            sources.push((self.listener.as_fd(), input, Source::Listener));
+        }
         sources.extend(self.client.iter().map(|c| (c.as_fd(), input, Source::Client)));
         sources.extend(self.jobs.iter().map(|j| (j.control.as_fd(), input, Source::Job(j.helper))));
         for (id, container) in &self.containers {
@@ -228,8 +235,13 @@ impl Server {
         self.client_gone();
         self.client = Some(client);
         let states = self.containers.iter().filter_map(|(id, c)| Some((id.clone(), c.state.clone()?)));
-        let hello =
-            FromShim::Hello { version: protocol::VERSION, pid: std::process::id(), containers: states.collect() };
+        let notes = self.containers.iter().filter(|(_, c)| !c.note.is_empty());
+        let hello = FromShim::Hello {
+            version: protocol::VERSION,
+            pid: std::process::id(),
+            containers: states.collect(),
+            notes: notes.map(|(id, c)| (id.clone(), c.note.clone())).collect(),
+        };
         self.tell(&hello, &[]);
     }
 
