@@ -1,5 +1,6 @@
 //! Who asks, and whether they may.
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
 use x509_cert::Certificate;
 use x509_cert::der::asn1::ObjectIdentifier;
@@ -35,6 +36,35 @@ pub(super) fn of(certificates: Option<&[CertificateDer<'_>]>) -> Option<User> {
     }
     user.groups.push("system:authenticated".into());
     (!user.name.is_empty()).then_some(user)
+}
+
+/// Whom the user wants to be for this request (`kubectl --as`), if anybody else.
+///
+/// # Errors
+/// 403 for who may not; 400 for what is not supported, and for groups of nobody.
+pub(super) fn impersonated(user: &User, headers: &HeaderMap) -> Result<Option<User>, Status> {
+    let text = |value: &HeaderValue| {
+        let named = value.to_str().map(str::to_owned);
+        named.map_err(|_| Status::bad_request("a header for impersonation is not readable text"))
+    };
+    let name = headers.get("impersonate-user").map(text).transpose()?.unwrap_or_default();
+    let mut groups: Vec<String> = headers.get_all("impersonate-group").iter().map(text).collect::<Result<_, _>>()?;
+    let other =
+        |name: &&HeaderName| name.as_str() == "impersonate-uid" || name.as_str().starts_with("impersonate-extra-");
+    if let Some(header) = headers.keys().find(other) {
+        return Err(Status::bad_request(format!("the header {header} is not supported by umiak")));
+    }
+    if name.is_empty() {
+        return match groups.is_empty() {
+            true => Ok(None),
+            false => Err(Status::bad_request(format!("requested groups {groups:?} without impersonating a user"))),
+        };
+    }
+    authorize(user, &Attributes { verb: "impersonate", resource: "users", name: &name, ..Attributes::default() })?;
+    if name != "system:anonymous" && !groups.iter().any(|g| g == "system:authenticated") {
+        groups.push("system:authenticated".into());
+    }
+    Ok(Some(User { name, groups }))
 }
 
 /// The text of a short DER string (UTF8String, PrintableString, IA5String) of less than 256 bytes.
@@ -134,6 +164,32 @@ mod tests {
         assert_eq!(of(None), None);
         assert_eq!(of(Some(&[CertificateDer::from(vec![1, 2, 3])])), None);
         assert_eq!(of(Some(&[certificate("", &["system:masters"])])), None);
+    }
+
+    #[test]
+    fn only_masters_may_be_somebody_else() {
+        let user = |name: &str, groups: &[&str]| User {
+            name: name.into(),
+            groups: groups.iter().map(ToString::to_string).collect(),
+        };
+        let (admin, jane) = (user("admin", &[MASTERS]), user("jane", &["system:authenticated"]));
+        let cases = [
+            (&admin, &[][..], Ok(None)),
+            (&admin, &[("impersonate-user", "bob")], Ok(Some(user("bob", &["system:authenticated"])))),
+            (
+                &admin,
+                &[("impersonate-user", "bob"), ("impersonate-group", "dev")],
+                Ok(Some(user("bob", &["dev", "system:authenticated"]))),
+            ),
+            (&admin, &[("impersonate-group", "dev")], Err(400)),
+            (&admin, &[("impersonate-user", "bob"), ("impersonate-uid", "1")], Err(400)),
+            (&jane, &[("impersonate-user", "admin"), ("impersonate-group", MASTERS)], Err(403)),
+            (&jane, &[], Ok(None)),
+        ];
+        for (who, wanted, expected) in cases {
+            let headers = wanted.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect();
+            assert_eq!(impersonated(who, &headers).map_err(|s| s.code), expected, "{wanted:?}");
+        }
     }
 
     #[test]

@@ -44,6 +44,9 @@ async fn logs(call: &Call, pod: &Object) -> Result<Response<Body>, Status> {
     if node.is_empty() {
         return Ok(typed(200, "text/plain", Default::default()));
     }
+    if !options.previous {
+        has_begun(pod, &container)?;
+    }
     let request = StreamRequest::Logs { pod: meta::uid(pod).to_owned(), container, options };
     let body = log_body(call.api.streams.open(node, request).await?).await?;
     let mut stopping = call.api.stopping.subscribe();
@@ -53,6 +56,26 @@ async fn logs(call: &Call, pod: &Object) -> Result<Response<Body>, Status> {
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     Ok(response)
+}
+
+/// Refuses the logs of a container that waits for its first run.
+fn has_begun(pod: &Object, container: &str) -> Result<(), Status> {
+    let statuses = ["/status/initContainerStatuses", "/status/containerStatuses", "/status/ephemeralContainerStatuses"];
+    let Some(status) = statuses.iter().flat_map(|path| meta::list_at(pod, path)).find(|s| s["name"] == container)
+    else {
+        return Ok(());
+    };
+    let Some(reason) = status["state"]["waiting"]["reason"].as_str() else { return Ok(()) };
+    if !status["lastState"]["terminated"].is_null() {
+        return Ok(());
+    }
+    let why = match reason {
+        "ErrImagePull" => "image can't be pulled",
+        "ImagePullBackOff" => "trying and failing to pull image",
+        other => other,
+    };
+    let name = meta::name(pod);
+    Err(Status::bad_request(format!("container {container:?} in pod {name:?} is waiting to start: {why}")))
 }
 
 /// Exec, or attach if nothing is to be run.
@@ -156,6 +179,25 @@ mod tests {
             (&annotated, None, Some("b")),
         ] {
             assert_eq!(container(pod.as_object().unwrap(), named).ok().as_deref(), expected, "{named:?}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_never_ran_has_no_logs() {
+        let waiting = |reason: &str| json!({"name": "a", "state": {"waiting": {"reason": reason}}});
+        let mut crashed = waiting("CrashLoopBackOff");
+        crashed["lastState"] = json!({"terminated": {"exitCode": 1}});
+        for (status, expected) in [
+            (waiting("ImagePullBackOff"), "trying and failing to pull image"),
+            (waiting("PodInitializing"), "PodInitializing"),
+            (crashed, ""),
+            (json!({"name": "a", "state": {"running": {}}}), ""),
+            (json!({"name": "b"}), ""),
+        ] {
+            let pod = json!({"metadata": {"name": "p"}, "status": {"containerStatuses": [status]}});
+            let message = has_begun(pod.as_object().unwrap(), "a").err().map(|s| s.message).unwrap_or_default();
+            let prefix = r#"container "a" in pod "p" is waiting to start: "#;
+            assert_eq!(message.strip_prefix(prefix).unwrap_or_default(), expected);
         }
     }
 

@@ -56,6 +56,7 @@ impl Api {
             return Ok(response);
         }
         let user = user.ok_or_else(Status::unauthorized)?;
+        let user = identity::impersonated(&user, &head.headers)?.map_or(user, Arc::new);
         let Some(parts) = route::split(head.uri.path()) else { return self.document(&user, &head, &query).await };
         if let Some(review) = reviews::find(&parts.group, &parts.version, &parts.plural) {
             return reviews::answer(&review, &user, &head, &query, &parts.ns, body).await;

@@ -11,7 +11,7 @@ use crate::kinds::{Object, meta};
 use super::body;
 use super::identity::{self, Attributes, User};
 use super::query::Query;
-use super::reply::{Body, Style};
+use super::reply::{Body, Form, Style};
 
 /// A kind that is only a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,10 @@ pub(super) async fn answer(
         return Err(Status::method_not_allowed());
     }
     let style = Style::of(&head.headers, query)?;
+    if matches!(style.form, Form::Table | Form::Metadata) {
+        // An answer that is no stored object has neither columns nor metadata.
+        return Err(Status::not_acceptable("application/json,application/yaml"));
+    }
     let bytes = body::read(&head.headers, incoming).await?;
     let mut object = body::decode(body::content_type(&head.headers), &bytes)?.object;
     let version = format!("{}/{}", review.group, review.version);

@@ -146,6 +146,7 @@ impl Server {
     }
 }
 
+const REVIEW: &str = "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 const CONFIGS: &str = "/api/v1/namespaces/default/configmaps";
 
 #[tokio::test]
@@ -226,6 +227,7 @@ async fn requests_that_make_no_sense_are_told_so() {
         ("GET /api/v1/namespaces/default/gadgets", "", "", 404),
         ("PUT /api/v1/namespaces", "", "{}", 405),
         ("GET /api/v1/namespaces", "accept: application/vnd.kubernetes.protobuf\r\n", "", 406),
+        (REVIEW, "accept: application/json;as=Table;v=v1;g=meta.k8s.io\r\n", "{}", 406),
         ("POST /api/v1/namespaces", "content-type: text/plain\r\n", "x", 415),
         ("POST /api/v1/namespaces", "", "{", 400),
         ("POST /api/v1/namespaces?dryRun=Some", "", r#"{"metadata":{"name":"x"}}"#, 422),

@@ -161,7 +161,10 @@ impl Status {
 
     /// 404 for a path nothing is served at.
     pub fn no_such_path() -> Self {
-        Self::new(404, "NotFound", "the server could not find the requested resource")
+        let mut status = Self::new(404, "NotFound", "the server could not find the requested resource");
+        // Empty, not absent: kubectl looks into it to tell a missing path from a missing object.
+        status.details = json!({});
+        status
     }
 
     /// 409 on create.
@@ -228,9 +231,9 @@ impl Status {
         Self::new(410, "Expired", message)
     }
 
-    /// 413.
-    pub fn too_large(message: impl Into<String>) -> Self {
-        Self::new(413, "RequestEntityTooLarge", message)
+    /// 413; `why` as the text after `Request entity too large:`.
+    pub fn too_large(why: impl std::fmt::Display) -> Self {
+        Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: {why}"))
     }
 
     /// 415.

@@ -284,6 +284,30 @@ fn absolute(path: &str) -> String {
     if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
 }
 
+/// Kernel parameters a pod may set for itself: isolated by its namespaces and without harm to other pods or the node.
+/// The list is Kubernetes' "safe set".
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
+
+/// The first kernel parameter of a pod that is not in the safe set.
+pub(super) fn unsafe_sysctl(pod: &Desired) -> Option<&str> {
+    let sysctls = pod.spec().security_context.as_ref()?.sysctls.as_ref()?;
+    let safe = |name: &str| SAFE_SYSCTLS.contains(&name.replace('/', ".").as_str());
+    sysctls.iter().map(|s| s.name.as_str()).find(|name| !safe(name))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -3,10 +3,11 @@
 
 use serde_json::json;
 
+use crate::kinds::namespace::TERMINATING;
 use crate::kinds::status::Status;
 use crate::kinds::{Kind, Object, meta};
 
-use super::Registry;
+use super::{Registry, error, read};
 
 /// Namespaces that are never deleted.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
@@ -24,9 +25,12 @@ pub(super) fn namespace_accepts(registry: &Registry, kind: &Kind, ns: &str, name
         return Ok(());
     }
     let Some(namespaces) = registry.kinds().by_plural("", "v1", "namespaces") else { return Ok(()) };
-    let namespace = registry.get_raw(&namespaces, "", ns)?;
-    // Only a namespace on its way out has the word in it; parsing is for the few that do.
-    if !namespace.contains("deletionTimestamp") || !meta::is_deleting(&namespace.object()?) {
+    let (store, key) = (registry.store(), read::key(&namespaces, "", ns));
+    if !store.contains(&key) {
+        return Err(Status::not_found("", "namespaces", ns));
+    }
+    let leaving = store.find(&key.resource, TERMINATING).map_err(|e| error::status(&key.resource, e))?;
+    if !leaving.iter().any(|record| record.key == key) {
         return Ok(());
     }
     let why = format!("unable to create new content in namespace {ns} because it is being terminated");
@@ -36,6 +40,23 @@ pub(super) fn namespace_accepts(registry: &Registry, kind: &Kind, ns: &str, name
         "field": "metadata.namespace",
     }]);
     Err(status)
+}
+
+/// Refuses a pod whose service account does not exist (ServiceAccount). The account `default` is on its way in every
+/// namespace and is not waited for.
+pub(super) fn service_account_exists(registry: &Registry, kind: &Kind, pod: &Object) -> Result<(), Status> {
+    let (ns, name) = (meta::namespace(pod), meta::str_at(pod, "/spec/serviceAccountName"));
+    if !is(kind, "", "Pod") || name == "default" {
+        return Ok(());
+    }
+    let Some(accounts) = registry.kinds().by_plural("", "v1", "serviceaccounts") else { return Ok(()) };
+    registry.get_raw(&accounts, ns, name).map(drop).map_err(|status| match status.code {
+        404 => {
+            let why = format!("error looking up service account {ns}/{name}: serviceaccount {name:?} not found");
+            Status::forbidden(&kind.group, &kind.plural, meta::name(pod), &why)
+        }
+        _ => status,
+    })
 }
 
 /// Refuses the deletion of a namespace that the cluster needs.

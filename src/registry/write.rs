@@ -48,6 +48,7 @@ impl<'a> Call<'a> {
         admission::namespace_accepts(self.registry, self.kind, self.ns, meta::name(&object))?;
         self.kind.hooks.default(&mut object);
         admission::mutate_create(self.kind, &mut object);
+        admission::service_account_exists(self.registry, self.kind, &object)?;
         self.kind.hooks.prepare_create(&mut object);
         identity::stamp(&mut object, self.now);
         self.valid(&object, self.kind.hooks.validate(&object))?;
@@ -205,7 +206,7 @@ impl<'a> Call<'a> {
     async fn store(&self, object: &mut Object, expect: Expect, durability: Durability) -> Result<(), Status> {
         let data = encode(object)?;
         if data.len() > MAX_OBJECT {
-            return Err(Status::too_large(format!("Request entity too large: limit is {MAX_OBJECT}")));
+            return Err(Status::too_large(format!("limit is {MAX_OBJECT}")));
         }
         let key = read::key(self.kind, self.ns, meta::name(object));
         if self.options.dry_run {

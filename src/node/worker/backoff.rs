@@ -30,6 +30,11 @@ impl Backoff {
         Self::new(Duration::from_secs(1), Duration::from_secs(120), false)
     }
 
+    /// For sandboxes that die: at once, 1 s, 2 s, … 2 min.
+    pub(super) fn lost() -> Self {
+        Self::new(Duration::from_secs(1), Duration::from_secs(120), true)
+    }
+
     fn new(initial: Duration, limit: Duration, first_at_once: bool) -> Self {
         Self { initial, limit, first_at_once, delay: initial, last: None }
     }

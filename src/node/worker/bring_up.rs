@@ -196,13 +196,16 @@ impl<E: Engine> Worker<E> {
         let crashed = last.is_some_and(|(sandbox, _)| sandbox == generation);
         let now = Instant::now();
         let unit = self.unit(&name);
-        match unit.retry_at {
+        // The cause of a start that failed was shown; now it waits as after any crash.
+        let not_started = unit.now.waiting.as_ref().is_some_and(|w| w.reason == "RunContainerError");
+        match unit.retry_at.take() {
             Some(at) if at > now => {
+                unit.retry_at = Some(at);
                 self.wake(at);
                 return;
             }
-            Some(_) => unit.retry_at = None,
-            None if crashed && !unit.changed => {
+            Some(_) if !not_started => {}
+            _ if crashed && !unit.changed => {
                 let wait = unit.crash.next(now);
                 if !wait.is_zero() {
                     unit.retry_at = Some(now + wait);
@@ -211,7 +214,7 @@ impl<E: Engine> Worker<E> {
                     return;
                 }
             }
-            None => {}
+            _ => {}
         }
         self.start(container).await;
     }

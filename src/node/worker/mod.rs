@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::container;
 use super::disk::{History, PodDir};
 use super::engine::{Engine, Sandbox, blocking};
 use super::events::Recorder;
@@ -165,6 +166,7 @@ pub(super) struct Worker<E: Engine> {
     hooked: (mpsc::Sender<Hooked>, mpsc::Receiver<Hooked>),
     images: watch::Receiver<u64>,
     setup: Backoff,
+    lost: Backoff,
     setup_retry: Option<Instant>,
     setup_problem: Option<Waiting>,
     winding_since: Option<Instant>,
@@ -207,6 +209,7 @@ impl<E: Engine> Worker<E> {
             found: mpsc::channel(16),
             hooked: mpsc::channel(16),
             setup: Backoff::setup(),
+            lost: Backoff::lost(),
             setup_retry: None,
             setup_problem: None,
             winding_since: None,
@@ -248,6 +251,7 @@ impl<E: Engine> Worker<E> {
     async fn step(&mut self) -> Flow {
         self.observe().await;
         self.expire();
+        self.admit();
         if self.history.outcome.is_none() && !self.ending() {
             self.bring_up().await;
         }
@@ -328,6 +332,21 @@ impl<E: Engine> Worker<E> {
             phase: "Failed".to_owned(),
             reason: "DeadlineExceeded".to_owned(),
             message: message.to_owned(),
+        });
+    }
+
+    /// Refuses, before anything is made, what a cluster's operator has to allow first.
+    fn admit(&mut self) {
+        if self.sandbox.is_some() || self.history.outcome.is_some() || self.ending() {
+            return;
+        }
+        let Some(name) = container::unsafe_sysctl(&self.pod) else { return };
+        let message = format!("forbidden sysctl: {name:?} not allowlisted");
+        self.events.warning(&self.pod, None, "SysctlForbidden", &message);
+        self.history.outcome = Some(super::disk::Outcome {
+            phase: "Failed".to_owned(),
+            reason: "SysctlForbidden".to_owned(),
+            message: format!("Pod was rejected: {message}"),
         });
     }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Container;
+use tokio::time::Instant;
 
 use super::super::container;
 use super::super::disk::{ContainerHistory, Ended};
@@ -192,6 +193,8 @@ impl<E: Engine> Worker<E> {
         for name in names {
             self.rest(&name);
         }
+        let now = Instant::now();
+        self.setup_retry = Some(now + self.lost.next(now));
     }
 }
 

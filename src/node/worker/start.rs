@@ -20,6 +20,9 @@ use crate::runtime::{self, ContainerConfig, ContainerId, ContainerState, Exit};
 /// How long a postStart hook may take; Kubernetes sets no limit, a worker's task needs one.
 const HOOK_TIME: Duration = Duration::from_secs(3600);
 
+/// How long the cause of a failed start stands before it gives way to the back-off.
+const CAUSE_SHOWN: Duration = Duration::from_secs(1);
+
 impl<E: Engine> Worker<E> {
     /// Makes and runs the next run of a container.
     pub(super) async fn start(&mut self, container: &ContainerSpec) {
@@ -189,11 +192,9 @@ impl<E: Engine> Worker<E> {
             self.save().await;
             let unit = self.unit(&id.name);
             unit.now.waiting = Some(Waiting { reason: "RunContainerError", message: reason.clone() });
-            let now = Instant::now();
-            // One failed start is one crash, and its cause is shown until the next.
-            let wait = unit.crash.next(now).max(Duration::from_secs(1));
-            unit.retry_at = Some(now + wait);
-            self.wake(now + wait);
+            let at = Instant::now() + CAUSE_SHOWN;
+            unit.retry_at = Some(at);
+            self.wake(at);
             return;
         }
         // This run never came to be.

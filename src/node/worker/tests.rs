@@ -33,6 +33,8 @@ enum Script {
     NoCommand,
     /// It cannot be made.
     NotMade,
+    /// Takes its shim with it after some seconds.
+    KillsShim(u64),
 }
 
 struct Fake {
@@ -143,6 +145,13 @@ impl Sandbox for FakeSandbox {
         self.state.send_modify(|state| {
             state.containers.insert(id.clone(), ContainerState::Running { pid: 1, started_at: 1_000_000_000 });
         });
+        if let Script::KillsShim(after) = script {
+            let sandbox = self.clone();
+            tokio::spawn(async move {
+                sleep(Duration::from_secs(after)).await;
+                sandbox.die();
+            });
+        }
         if let Script::Ends(after, code) = script {
             let sandbox = self.clone();
             tokio::spawn(async move {
@@ -458,6 +467,9 @@ async fn what_cannot_start_says_why() {
     let mut bench = Bench::start(app(json!({})), &[("a", Script::NoCommand)]).await;
     bench.after(0).await;
     assert_eq!(bench.state("a"), "RunContainerError 0");
+    bench.after(5).await;
+    assert_eq!(bench.state("a"), "CrashLoopBackOff 1");
+    assert!(bench.saw("BackOff: Back-off restarting failed container a in pod pod_ns(u-1)"));
     let last = &bench.status["containerStatuses"][0]["lastState"]["terminated"];
     assert_eq!((last["exitCode"].clone(), last["reason"].clone()), (json!(127), json!("StartError")));
     bench.after(30).await;
@@ -614,6 +626,14 @@ async fn a_lost_shim_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn shims_that_are_lost_again_and_again_back_off() {
+    let mut bench = Bench::start(app(json!({})), &[("a", Script::KillsShim(1))]).await;
+    bench.after(20).await;
+    let runs: Vec<_> = bench.fake.calls().into_iter().filter(|c| c.contains("create")).collect();
+    assert_eq!(runs, ["0 create", "1 create", "3 create", "6 create", "11 create", "20 create"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_changed_image_restarts_its_container() {
     let mut bench = Bench::start(app(json!({})), &[]).await;
     bench.fake.images.lock().unwrap().insert("docker.io/library/img:2".into());
@@ -621,6 +641,22 @@ async fn a_changed_image_restarts_its_container() {
     bench.after(1).await;
     assert!(bench.saw("Killing: Container a definition changed, will be restarted"));
     assert_eq!(bench.state("a"), "running 1 ready");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unsafe_sysctl_is_refused() {
+    for (name, phase, reason) in [
+        ("kernel.msgmax", "Failed", Some("SysctlForbidden")),
+        ("net.ipv4.ip_forward", "Failed", Some("SysctlForbidden")),
+        ("kernel.shm_rmid_forced", "Running", None),
+        ("net/ipv4/tcp_syncookies", "Running", None),
+    ] {
+        let mut spec = app(json!({}));
+        spec["securityContext"] = json!({"sysctls": [{"name": name, "value": "1"}]});
+        let mut bench = Bench::start(spec, &[]).await;
+        bench.after(1).await;
+        assert_eq!((bench.phase(), bench.status["reason"].as_str()), (phase, reason), "{name}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,6 +29,9 @@ use super::{
     user::{self, Identity},
 };
 
+/// Score of a container that shares the fate of an unprotected shim: above any other, below "kill me first".
+const UNPROTECTED_OOM_SCORE: i32 = 900;
+
 /// The ends of a new process's streams, or none on a terminal.
 #[derive(Debug)]
 pub(in crate::runtime) struct Stdio {
@@ -334,17 +337,32 @@ fn report(
     send().map_err(|e| Error::Create { id: config.id(), reason: format!("report to the shim: {e}") })
 }
 
-/// Sets the score of this process, to be inherited. Without the right to go below the present one, 0 is as low as it gets.
-pub(super) fn set_oom_score(score: i32) -> Result<()> {
+/// Sets the score of this process, to be inherited.
+pub(super) fn set_oom_score(wanted: i32) -> Result<()> {
     let path = Path::new("/proc/self/oom_score_adj");
-    let write = |value: i32| fs::write(path, value.to_string());
-    let result = write(score.clamp(-1000, 1000)).or_else(|e| if score < 0 { write(0) } else { Err(e) });
-    result.map_err(|source| Error::File { op: "write", path: path.into(), source })
+    let file = |op| move |source| Error::File { op, path: path.into(), source };
+    let inherited = fs::read_to_string(path).map_err(file("read"))?.trim().parse().unwrap_or(0);
+    fs::write(path, oom_score(wanted, inherited).to_string()).map_err(file("write"))
+}
+
+/// The score of a container whose shim has the score `inherited`. A shim without the right to a negative one
+/// (CAP_SYS_RESOURCE) shares the pod's memory limit: then its containers must be the likelier victims, or the whole pod
+/// ends with the container that took too much.
+fn oom_score(wanted: i32, inherited: i32) -> i32 {
+    let least = if inherited < 0 { -1000 } else { UNPROTECTED_OOM_SCORE };
+    wanted.clamp(least, 1000)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_container_is_killed_before_its_shim() {
+        for (wanted, inherited, expected) in [(-997, -998, -997), (-997, 0, 900), (2, 0, 900), (999, 0, 999)] {
+            assert_eq!(oom_score(wanted, inherited), expected);
+        }
+    }
 
     #[test]
     fn environments() {
