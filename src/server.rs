@@ -46,6 +46,8 @@ const NETWORK: &str = "server/network";
 const MTU: u32 = 1500;
 /// Events are kept for an hour, as by the Kubernetes API server.
 const EVENT_TTL: Duration = Duration::from_secs(3600);
+/// Between a failed look at the node and the next.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why the server could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -338,8 +340,9 @@ impl Parts {
     fn ready(&self) -> impl Future<Output = ()> + use<> {
         let (registry, node) = (self.registry.clone(), self.node.clone());
         async move {
-            if let Err(status) = node_ready(&registry, &node).await {
+            while let Err(status) = node_ready(&registry, &node).await {
                 tracing::error!(%status, "wait for the node");
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
         }
     }

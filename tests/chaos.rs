@@ -79,20 +79,40 @@ const WITNESS: &str = "{apiVersion: v1, kind: Pod, metadata: {name: witness}, sp
     containers: [{name: c, image: busybox, \
     command: [sh, -c, 'n=0; while true; do n=$((n+1)); echo $n; sleep 0.05; done']}]}}";
 
-#[test]
-fn kill_and_restart() {
-    let rounds: u64 = std::env::var("UMIAK_CHAOS_ROUNDS").map_or(10, |n| n.parse().unwrap());
+/// Rounds and seed of this run.
+fn plan() -> (u64, Random) {
+    let rounds = std::env::var("UMIAK_CHAOS_ROUNDS").map_or(10, |n| n.parse().unwrap());
     let seed = std::env::var("UMIAK_CHAOS_SEED").map_or(0x9E37_79B9_7F4A_7C15, |n| n.parse().unwrap());
     eprintln!("{rounds} rounds from seed {seed}");
-    let mut random = Random(seed);
-    let mut cluster = Cluster::start();
+    (rounds, Random(seed))
+}
+
+fn start() -> (Cluster, Declared) {
+    let cluster = Cluster::start();
     cluster.import(&images::archive(cluster.dir.path(), "busybox.tar", &images::BUSYBOX));
     cluster.k("create configmap c --from-literal=a=1");
     cluster.apply(WITNESS);
     cluster.wait_ready("witness");
+    let starts = cluster.dir.path().join("starts");
+    (cluster, Declared { replicas: 3, version: 0, tasks: 0, starts })
+}
+
+/// Takes everything declared away, which must leave nothing.
+fn finish(cluster: Cluster, mut declared: Declared) {
+    cluster.k("delete deployment web");
+    cluster.k("delete pod -l app --wait=false");
+    (declared.replicas, declared.tasks) = (0, 0);
+    settled(&cluster, &declared);
+    cluster.k("delete pod witness");
+    cluster.finish();
+}
+
+#[test]
+fn kill_and_restart() {
+    let (rounds, mut random) = plan();
+    let (mut cluster, mut declared) = start();
     let witness = cluster.value("pod witness", ".status.containerStatuses[0].containerID");
     let files = shim_files(&cluster);
-    let mut declared = Declared { replicas: 3, version: 0, tasks: 0, starts: cluster.dir.path().join("starts") };
     for round in 1..=rounds {
         act(&cluster, &mut random, &mut declared, round);
         random.nap(700);
@@ -107,6 +127,7 @@ fn kill_and_restart() {
             eprintln!("round {round}, {} starts of the daemon", cluster.starts());
             run_with_input(cluster.kubectl().args(["apply", "-f", "-"]), &declared.deployment());
             settled(&cluster, &declared);
+            nothing_ran_twice(&cluster, &declared);
         }
     }
     assert_eq!(cluster.value("pod witness", ".status.containerStatuses[0].containerID"), witness);
@@ -114,13 +135,24 @@ fn kill_and_restart() {
     let log = cluster.k("logs witness");
     let numbers: Vec<u64> = log.lines().map(|line| line.parse().unwrap()).collect();
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "a line is lost or doubled");
-    cluster.k("delete deployment web");
-    cluster.k("delete pod -l app --wait=false");
-    (declared.replicas, declared.tasks) = (0, 0);
+    assert_eq!(shim_files(&cluster), files, "the witness' shim opened files, or closed some");
+    finish(cluster, declared);
+}
+
+/// The same where everything dies with the daemon: what was declared starts again.
+#[test]
+fn cut_the_power_and_restart() {
+    let (rounds, mut random) = plan();
+    let (mut cluster, mut declared) = start();
+    for round in 1..=rounds.div_ceil(2) {
+        act(&cluster, &mut random, &mut declared, round);
+        random.nap(700);
+        cluster.power_cut();
+        cluster.start_daemon();
+    }
+    run_with_input(cluster.kubectl().args(["apply", "-f", "-"]), &declared.deployment());
     settled(&cluster, &declared);
-    assert_eq!(shim_files(&cluster), files, "the shim opened files, or closed some");
-    cluster.k("delete pod witness");
-    cluster.finish();
+    finish(cluster, declared);
 }
 
 fn act(cluster: &Cluster, random: &mut Random, declared: &mut Declared, round: u64) {
@@ -160,6 +192,10 @@ fn settled(cluster: &Cluster, declared: &Declared) {
         }
         std::thread::sleep(Duration::from_millis(300));
     }
+}
+
+/// No container of the deployment started again, and each task gave its exit code.
+fn nothing_ran_twice(cluster: &Cluster, declared: &Declared) {
     let path = "{range .items[*]}{.metadata.name} {.status.containerStatuses[0].restartCount} \
                 {.status.containerStatuses[0].state.terminated.exitCode}{\"\\n\"}{end}";
     let pods = common::run(cluster.kubectl().args(["get", "pods", "-l", "app", "-o", &format!("jsonpath={path}")]));
@@ -216,9 +252,10 @@ fn shims(cluster: &Cluster) -> Vec<i32> {
     leaks::processes(&cluster.data_dir(), &cluster.netns.0).into_iter().filter(is_shim).collect()
 }
 
-/// Open files of the only shim there is.
+/// Open files of the shim of the witness.
 fn shim_files(cluster: &Cluster) -> usize {
-    let shims = shims(cluster);
-    assert_eq!(shims.len(), 1);
-    fs::read_dir(format!("/proc/{}/fd", shims[0])).unwrap().count()
+    let uid = cluster.value("pod witness", ".metadata.uid");
+    let of_witness = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.contains(&uid));
+    let shim = shims(cluster).into_iter().find(of_witness).unwrap();
+    fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count()
 }

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -40,7 +41,8 @@ struct ThrowAway {
 impl ThrowAway {
     fn start() -> Result<Self, Failure> {
         let data_dir = std::env::temp_dir().join(format!("umiak-demo-{}", std::process::id()));
-        std::fs::create_dir_all(&data_dir)?;
+        // New, and nobody else's: the way to it is open to all.
+        std::fs::DirBuilder::new().mode(0o700).create(&data_dir)?;
         let ready_path = data_dir.join("ready");
         let ready = UnixDatagram::bind(&ready_path)?;
         ready.set_read_timeout(Some(PATIENCE))?;

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::kinds::Object;
+pub(super) use crate::kinds::meta::or_default;
 use crate::kinds::status::Status;
 use crate::registry::Raw;
 
@@ -220,11 +221,6 @@ impl Pod {
                 .clamp(0, min_ready_seconds),
         )
     }
-}
-
-/// Reads an explicit null as the default, as Kubernetes' decoders do.
-pub(crate) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
-    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 fn write_time<S: serde::Serializer>(time: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {

@@ -12,8 +12,10 @@ mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
 use crate::events::EventRecorder;
 use crate::kinds::Kind;
@@ -25,6 +27,9 @@ use crate::registry::Registry;
 
 /// The field manager of what nodes report.
 const MANAGER: &str = "kubelet";
+/// After a report could not be applied (the disk is full, say) the node is told all it should have, on which it says
+/// again how everything is.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 
 /// All nodes of the cluster. Share it by `Arc`.
 pub struct Fleet {
@@ -89,7 +94,17 @@ impl Fleet {
         let (present, registered) = watch::channel(false);
         let receive = async {
             let mut arrivals = Arrivals::default();
-            while let Some(envelope) = rx.recv().await {
+            let mut lost: Option<Instant> = None;
+            loop {
+                let envelope = tokio::select! {
+                    envelope = rx.recv() => envelope,
+                    () = sleep_until(lost.unwrap_or_else(Instant::now)), if lost.is_some() => {
+                        lost = None;
+                        ask.send_modify(|n| *n += 1);
+                        continue;
+                    }
+                };
+                let Some(envelope) = envelope else { return };
                 match arrivals.judge(&envelope) {
                     Order::Next => {}
                     // Whatever was missed, the newest of it will be told again.
@@ -102,7 +117,15 @@ impl Fleet {
                 }
                 match envelope.body {
                     ToServer::Hello => ask.send_modify(|n| *n += 1),
-                    message => self.take(&member, message, &present).await,
+                    message => {
+                        if let Err(status) = self.take(&member, message, &present).await {
+                            tracing::error!(node = member.name, %status, "cannot apply a report");
+                            // What the server refuses now it would refuse again; what it cannot do now it may later.
+                            if status.code >= 500 {
+                                lost.get_or_insert_with(|| Instant::now() + ASK_AGAIN);
+                            }
+                        }
+                    }
                 }
             }
         };
@@ -124,8 +147,8 @@ impl Fleet {
         }
     }
 
-    async fn take(&self, member: &Member, message: ToServer, present: &watch::Sender<bool>) {
-        let result = match message {
+    async fn take(&self, member: &Member, message: ToServer, present: &watch::Sender<bool>) -> Result<(), Status> {
+        match message {
             ToServer::Hello => Ok(()),
             ToServer::Node(report) => {
                 let result = node::register(&self.registry, &self.kinds, member, report).await;
@@ -138,9 +161,6 @@ impl Fleet {
                 report::event(&self.events, &member.name, event);
                 Ok(())
             }
-        };
-        if let Err(status) = result {
-            tracing::error!(node = member.name, %status, "cannot apply a report");
         }
     }
 

@@ -3,6 +3,7 @@
 //! Getters give an empty value for what is absent or of another type; nothing here panics.
 
 use jiff::Timestamp;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::Object;
@@ -278,6 +279,11 @@ fn split(path: &str) -> (&str, &str) {
 
 fn unescape(step: &str) -> String {
     if step.contains('~') { step.replace("~1", "/").replace("~0", "~") } else { step.to_owned() }
+}
+
+/// Reads an explicit null as the default, as Kubernetes' decoders do.
+pub fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 #[cfg(test)]

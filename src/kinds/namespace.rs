@@ -12,6 +12,8 @@ use super::{Column, Hooks, Object, format, meta};
 
 /// The finalizer that keeps a namespace until it is empty.
 pub const FINALIZER: &str = "kubernetes";
+/// Index key of the namespaces on their way out: few, and every create asks for them.
+pub const TERMINATING: &str = "terminating";
 
 /// The hooks of namespaces.
 pub struct Namespace;
@@ -61,6 +63,10 @@ impl Hooks for Namespace {
             errors.push(FieldError::invalid("status.phase", phase, detail));
         }
         errors
+    }
+
+    fn index(&self, object: &Object) -> Vec<String> {
+        if meta::is_deleting(object) { vec![TERMINATING.into()] } else { Vec::new() }
     }
 
     fn columns(&self) -> &'static [Column] {

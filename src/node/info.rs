@@ -1,4 +1,4 @@
-//! What the node says of itself. Computed when asked, not by the clock.
+//! What the node says of itself.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,6 +57,12 @@ impl Machine {
             disk,
             disk_free,
         }
+    }
+
+    /// Whether memory and disk run short.
+    pub(super) fn pressure(&self) -> (bool, bool) {
+        let low_disk = self.disk_free.saturating_mul(100) < self.disk.saturating_mul(LOW_DISK_PERCENT);
+        (self.memory_available < LOW_MEMORY, low_disk)
     }
 
     /// The node's part of what pods can learn.
@@ -120,8 +126,7 @@ pub(super) fn report(identity: &Identity<'_>, machine: &Machine, images: Vec<Ima
 }
 
 fn conditions(machine: &Machine, network_problem: Option<&str>) -> Value {
-    let low_memory = machine.memory_available < LOW_MEMORY;
-    let low_disk = machine.disk_free.saturating_mul(100) < machine.disk.saturating_mul(LOW_DISK_PERCENT);
+    let (low_memory, low_disk) = machine.pressure();
     let condition = |kind: &str, is: bool, reason: &str, message: &str| json!({"type": kind, "status": if is { "True" } else { "False" }, "reason": reason, "message": message});
     let pressure = |kind: &str, is: bool, what: &str, words: &str| {
         let (reason, message) = match is {

@@ -29,9 +29,12 @@ impl Watcher {
         Self::new(path, flags)
     }
 
-    /// Writes to a file, and its renaming.
+    /// Writes to a file, and the making of another one in its place or beside it.
     pub(super) fn file(path: &Path) -> io::Result<Self> {
-        Self::new(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF)
+        let watcher = Self::new(path, AddWatchFlags::IN_MODIFY)?;
+        let directory = path.parent().unwrap_or(path);
+        watcher.fd.get_ref().0.add_watch(directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
+        Ok(watcher)
     }
 
     fn new(path: &Path, flags: AddWatchFlags) -> io::Result<Self> {
@@ -41,7 +44,7 @@ impl Watcher {
         Ok(Self { fd: unsafe { AsyncFd::register(Fd(inotify)) }? })
     }
 
-    /// Waits for changes; the names of files concerned (none for a watched file itself). Cancel safe.
+    /// Waits for changes; the names of files in a watched directory (none for a watched file itself). Cancel safe.
     pub(super) async fn next(&mut self) -> io::Result<Vec<OsString>> {
         loop {
             let mut ready = self.fd.readable().await?;

@@ -395,6 +395,8 @@ mod tests {
         assert_eq!(next().await.unwrap(), "seven\n");
         fs::rename(bench.path(), format!("{}.1", bench.path().display())).unwrap();
         file.write_all(line(8, "F", "late").as_bytes()).unwrap();
+        // The file is missing for a moment.
+        tokio::time::sleep(Duration::from_millis(50)).await;
         fs::write(bench.path(), line(9, "F", "nine")).unwrap();
         let mut text = next().await.unwrap();
         while !text.ends_with("nine\n") {

@@ -31,15 +31,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 pub use error::{Error, Result};
 pub use files::DnsConfig;
 
 use crate::image::ImageStore;
 use crate::link::NodeEnd;
+use crate::link::message::ToNode;
 use crate::link::stream::StreamRequest;
 use crate::network::Network;
 use crate::runtime::Runtime;
@@ -53,6 +56,9 @@ use worker::{Left, Sandboxes, Shared};
 
 /// Streams into pods at a time; more wait.
 const MAX_STREAMS: usize = 256;
+/// Between two looks at memory and disk. As kubelet lets a pressure pass after five minutes at the earliest, a value
+/// around the limit costs the flash a write every so often at most.
+const MEASURE: Duration = Duration::from_secs(300);
 
 /// What a node needs to know of itself.
 #[derive(Clone, Debug)]
@@ -99,7 +105,6 @@ pub async fn run(
     });
     let mut agent = Agent::new(shared, pods);
     take_over(&mut agent, &runtime, &network).await?;
-    report(&config, &outbox, &images, &network).await;
     outbox.hello();
     let mut watcher = Watcher::directory(&config.images_dir).map_err(|source| Error::File {
         op: "watch",
@@ -109,13 +114,29 @@ pub async fn run(
     let uplink = outbox.run(link.tx.clone());
     tokio::pin!(uplink);
     let mut streams = JoinSet::new();
+    let mut pressure = machine.pressure();
+    let mut measure = tokio::time::interval(MEASURE);
+    measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = &mut uplink => return Ok(()),
             message = link.rx.recv() => match message {
-                Some(message) => agent.take(message).await,
+                Some(message) => {
+                    let all = matches!(message.body, ToNode::Complete { .. });
+                    agent.take(message).await;
+                    if all {
+                        // The server may have lost what it was told of the node, as of its pods.
+                        pressure = report(&config, &outbox, &images, &network).await;
+                    }
+                }
                 None => return Ok(()),
             },
+            _ = measure.tick() => {
+                let now = Machine::measure(&config.data_dir).pressure();
+                if now != pressure {
+                    pressure = report(&config, &outbox, &images, &network).await;
+                }
+            }
             () = agent.reap() => {}
             Some(open) = link.streams.recv(), if streams.len() < MAX_STREAMS => {
                 streams.spawn(streams::serve(place(&agent, &sandboxes, &open.request), open));
@@ -124,7 +145,7 @@ pub async fn run(
             names = watcher.next() => match names {
                 Ok(names) if names.iter().any(|n| n == "index.json") => {
                     image_changes.send_modify(|n| *n += 1);
-                    report(&config, &outbox, &images, &network).await;
+                    pressure = report(&config, &outbox, &images, &network).await;
                 }
                 Ok(_) => {}
                 Err(source) => return Err(Error::File { op: "watch", path: config.images_dir, source }),
@@ -178,8 +199,8 @@ fn place(
     Some(streams::Place { pod: pod.name().to_owned(), dir, sandbox })
 }
 
-/// Reports the node as it is now.
-async fn report(config: &NodeConfig, outbox: &Outbox, images: &Arc<ImageStore>, network: &Network) {
+/// Reports the node as it is now; returns whether memory and disk run short.
+async fn report(config: &NodeConfig, outbox: &Outbox, images: &Arc<ImageStore>, network: &Network) -> (bool, bool) {
     let store = images.clone();
     let listed = blocking("listing images", move || Ok(store.list()?)).await.unwrap_or_else(|error| {
         tracing::error!(%error, "cannot list the images");
@@ -191,7 +212,9 @@ async fn report(config: &NodeConfig, outbox: &Outbox, images: &Arc<ImageStore>, 
         labels: &config.labels,
         network_problem: network.masquerade().err().map(|e| e.to_string()),
     };
-    outbox.node(info::report(&identity, &Machine::measure(&config.data_dir), listed));
+    let machine = Machine::measure(&config.data_dir);
+    outbox.node(info::report(&identity, &machine, listed));
+    machine.pressure()
 }
 
 /// Removes every sandbox, mount, cgroup, interface and file of a node that does not run: of `data_dir`

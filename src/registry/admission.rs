@@ -3,10 +3,11 @@
 
 use serde_json::json;
 
+use crate::kinds::namespace::TERMINATING;
 use crate::kinds::status::Status;
 use crate::kinds::{Kind, Object, meta};
 
-use super::Registry;
+use super::{Registry, error, read};
 
 /// Namespaces that are never deleted.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
@@ -24,9 +25,12 @@ pub(super) fn namespace_accepts(registry: &Registry, kind: &Kind, ns: &str, name
         return Ok(());
     }
     let Some(namespaces) = registry.kinds().by_plural("", "v1", "namespaces") else { return Ok(()) };
-    let namespace = registry.get_raw(&namespaces, "", ns)?;
-    // Only a namespace on its way out has the word in it; parsing is for the few that do.
-    if !namespace.contains("deletionTimestamp") || !meta::is_deleting(&namespace.object()?) {
+    let (store, key) = (registry.store(), read::key(&namespaces, "", ns));
+    if !store.contains(&key) {
+        return Err(Status::not_found("", "namespaces", ns));
+    }
+    let leaving = store.find(&key.resource, TERMINATING).map_err(|e| error::status(&key.resource, e))?;
+    if !leaving.iter().any(|record| record.key == key) {
         return Ok(());
     }
     let why = format!("unable to create new content in namespace {ns} because it is being terminated");

@@ -79,11 +79,6 @@ impl Raw {
         self.head.0.len() + self.body.len() + 24
     }
 
-    /// Whether the stored bytes contain a word: cheaper than parsing where most objects do not.
-    pub(super) fn contains(&self, word: &str) -> bool {
-        self.body.windows(word.len()).any(|bytes| bytes == word.as_bytes())
-    }
-
     /// Appends the complete object as JSON.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         out.reserve(self.size());

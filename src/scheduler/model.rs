@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::affinity::Affinity;
 use super::spread::Constraint;
 use super::taints::{Taint, Toleration};
+pub(super) use crate::kinds::meta::or_default;
 
 /// String to string, as labels are.
 pub type Labels = BTreeMap<String, String>;
@@ -222,9 +223,4 @@ pub struct NodeStatus {
     /// `allocatable`
     #[serde(deserialize_with = "or_default")]
     pub allocatable: Amounts,
-}
-
-/// Reads an explicit null as the default, as Kubernetes' decoders do.
-pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
-    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }

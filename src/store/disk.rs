@@ -136,7 +136,9 @@ fn prepare_files(path: &Path) -> Result<File, Error> {
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    // Each connection is one thread's at a time.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
     // page_size has an effect only on an empty file and before WAL mode. 1 KiB pages: a changed object of 400
     // compressed bytes then costs one small page in the log. The size limit cuts a log that a burst has grown.
     connection.execute_batch(

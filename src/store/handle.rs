@@ -115,6 +115,11 @@ impl Store {
         self.shared.record(key.clone(), revision, &body).map(Some)
     }
 
+    /// Whether there is such an object. Reads nothing from disk.
+    pub fn contains(&self, key: &Key) -> bool {
+        self.shared.state().entry(key).is_some()
+    }
+
     /// Objects of a resource after a namespace and name (exclusive), at most `limit` (0: all).
     /// About 5 µs an object, in the caller's thread.
     ///

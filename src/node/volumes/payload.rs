@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
@@ -17,6 +17,7 @@ use super::super::downward;
 use super::super::env::{entry, keys, not_found};
 use super::super::error::{At, Error, Result};
 use super::super::pod::{Desired, Facts};
+use crate::files;
 
 const DEFAULT_MODE: i32 = 0o644;
 const DATA: &str = "..data";
@@ -154,10 +155,15 @@ pub(super) fn projected(pod: &Desired, facts: &Facts, source: &ProjectedVolumeSo
 /// Makes `dir` show exactly `files`; does nothing if it does already. `group` owns them if given.
 pub(super) fn publish(dir: &Path, files: &Payload, group: Option<u32>) -> Result<()> {
     let data = dir.join(DATA);
-    let old = fs::read_link(&data).ok();
-    if old.is_some() && shows(&data, files) {
+    if shows(&data, files) {
         return Ok(());
     }
+    let published = replace(dir, files, group);
+    sweep(dir)?;
+    published
+}
+
+fn replace(dir: &Path, files: &Payload, group: Option<u32>) -> Result<()> {
     let fresh = fresh_directory(dir)?;
     for (name, (content, mode)) in files {
         let path = fresh.join(name);
@@ -168,7 +174,9 @@ pub(super) fn publish(dir: &Path, files: &Payload, group: Option<u32>) -> Result
                 fs::set_permissions(made, fs::Permissions::from_mode(0o755)).at("change the mode of", made)?;
             }
         }
-        fs::write(&path, content).at("write", &path)?;
+        // Containers see it before it has its own mode.
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(content)).at("write", &path)?;
         // Kubernetes gives the group read access to what a pod with fsGroup mounts.
         let mode = if group.is_some() { mode | 0o440 } else { *mode };
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).at("change the mode of", &path)?;
@@ -178,11 +186,19 @@ pub(super) fn publish(dir: &Path, files: &Payload, group: Option<u32>) -> Result
     let swing = dir.join(DATA_TMP);
     remove_file(&swing)?;
     symlink(&target, &swing).at("create", &swing)?;
-    fs::rename(&swing, &data).at("rename", &swing)?;
-    link_names(dir, files)?;
-    if let Some(old) = old {
-        let old = dir.join(old);
-        fs::remove_dir_all(&old).at("remove", &old)?;
+    fs::rename(&swing, dir.join(DATA)).at("rename", &swing)?;
+    link_names(dir, files)
+}
+
+/// Removes the files that are shown no more, and what an update that failed or was cut off left.
+fn sweep(dir: &Path) -> Result<()> {
+    let shown = fs::read_link(dir.join(DATA)).unwrap_or_default();
+    for entry in fs::read_dir(dir).at("read", dir)? {
+        let entry = entry.at("read", dir)?;
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with("..") && name != DATA && name != *shown.as_os_str() {
+            files::remove_tree(&entry.path()).at("remove", &entry.path())?;
+        }
     }
     Ok(())
 }
@@ -309,5 +325,8 @@ mod tests {
         let mode = fs::metadata(dir.path().join("f")).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o640);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
+        publish(dir.path(), &files(&[("a", "1"), ("a/b", "2")]), None).unwrap_err();
+        assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), "new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4, "a failed update leaves nothing");
     }
 }

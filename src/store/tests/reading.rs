@@ -81,14 +81,16 @@ async fn readers_see_transactions_whole() {
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     let reading = std::thread::spawn(move || {
         let mut pages = 0;
-        while !matches!(stopped.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected)) {
+        loop {
             let page = reader.list("pods", None, None, 0).unwrap();
             assert_eq!(page.records[0].data, page.records[1].data);
             assert!(page.records.iter().all(|r| r.revision <= page.revision));
             assert!(reader.get(&key("pods/default/a")).unwrap().is_some());
             pages += 1;
+            if matches!(stopped.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected)) {
+                return pages;
+            }
         }
-        pages
     });
     for i in 1..100 {
         let writes = vec![update("pods/default/a", &i.to_string()), update("pods/default/b", &i.to_string())];
