@@ -59,10 +59,12 @@ pub(super) fn time(seconds: i64) -> Time {
 /// The pod's status. Times of conditions that stay as they were are taken from `before`.
 pub(super) fn compute(view: &View<'_>, before: Option<&PodStatus>, now: i64) -> PodStatus {
     let pod = view.pod;
+    // What the containers of a rejected pod wait for would hide the reason.
+    let rejected = view.history.outcome.is_some() && view.history.containers.is_empty();
     let list = |roles: &[Role]| -> Option<Vec<ContainerStatus>> {
         let statuses: Vec<_> =
             pod.containers.iter().filter(|c| roles.contains(&c.role)).map(|c| container(view, c)).collect();
-        (!statuses.is_empty()).then_some(statuses)
+        (!statuses.is_empty() && !rejected).then_some(statuses)
     };
     let phase = phase(view);
     let addresses = |list: &[std::net::IpAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>();

@@ -656,6 +656,7 @@ async fn an_unsafe_sysctl_is_refused() {
         let mut bench = Bench::start(spec, &[]).await;
         bench.after(1).await;
         assert_eq!((bench.phase(), bench.status["reason"].as_str()), (phase, reason), "{name}");
+        assert_eq!(bench.status["containerStatuses"].is_null(), reason.is_some(), "{name}");
     }
 }
 
