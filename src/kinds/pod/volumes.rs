@@ -69,11 +69,13 @@ fn empty_dir(errors: &mut Errors, path: &str, source: &Object) {
     } else if !matches!(medium, "" | "Memory") {
         errors.push(FieldError::not_supported(join(path, "medium"), medium, &["", "Memory"]));
     }
-    if let Some(limit) = source.get("sizeLimit").filter(|l| !l.is_null())
-        && !Quantity::from_json(limit).is_ok_and(|l| !l.is_negative())
-    {
+    let Some(limit) = source.get("sizeLimit").filter(|l| !l.is_null()) else { return };
+    if !Quantity::from_json(limit).is_ok_and(|l| !l.is_negative()) {
         let detail = "SizeLimit field must be a valid resource quantity";
         errors.push(FieldError::forbidden(join(path, "sizeLimit"), detail));
+    } else if medium.is_empty() {
+        // Only a tmpfs can hold its limit; on disk nothing would keep the volume from growing past it.
+        refuse_field(errors, &join(path, "sizeLimit"));
     }
 }
 
