@@ -19,9 +19,10 @@ pub fn measure(cluster: &Cluster) {
 pub fn manifest(name: &str, host: &Path, probes: &str) -> String {
     let host = host.display();
     format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{bench: b}}}}, spec: {{ \
+        // Without the dashes kubectl takes it for JSON.
+        "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{bench: b}}}}, spec: {{ \
          terminationGracePeriodSeconds: 0, containers: [{{name: c, image: busybox, imagePullPolicy: Never, {probes} \
-         command: [sh, -c, 'touch /h/'$NAME'; exec httpd -f -p 80'], env: [{{name: NAME, value: {name}}}], \
+         command: [sh, -c, 'touch /h/$NAME; exec httpd -f -p 80'], env: [{{name: NAME, value: {name}}}], \
          volumeMounts: [{{name: h, mountPath: /h}}]}}], volumes: [{{name: h, hostPath: {{path: {host}}}}}]}}}}"
     )
 }
