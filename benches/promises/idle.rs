@@ -13,7 +13,7 @@ const PODS: usize = 10;
 const SETTLE: Duration = Duration::from_secs(25);
 const STARTS: usize = 20;
 
-const HTTP: &str = "livenessProbe: {httpGet: {path: /, port: 80}}, readinessProbe: {tcpSocket: {port: 80}},";
+const HTTP: &str = "livenessProbe: {httpGet: {path: /etc/group, port: 80}}, readinessProbe: {tcpSocket: {port: 80}},";
 const EXEC: &str = "livenessProbe: {exec: {command: ['true']}},";
 
 pub fn start_pods(cluster: &Cluster) {
