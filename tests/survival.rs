@@ -234,6 +234,24 @@ fn a_full_disk_stops_writes_and_nothing_else() {
     cluster.finish();
 }
 
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() {
+    let mut cluster = Cluster::stopped();
+    let disk = Disk(cluster.dir.path().join("logs"));
+    std::fs::create_dir(&disk.0).unwrap();
+    run(std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=4k", "none"]).arg(&disk.0));
+    fill(&disk.0.join("filler"));
+    let log = disk.0.join("log");
+    std::os::unix::fs::symlink(&log, cluster.dir.path().join("umiak.1.log")).unwrap();
+    // Worth a line in the log at start.
+    let import = cluster.data_dir().join("images/import");
+    std::fs::create_dir_all(&import).unwrap();
+    std::fs::write(import.join("damaged.tar"), "no archive").unwrap();
+    cluster.start_daemon();
+    cluster.k("create configmap told --from-literal=a=1");
+    cluster.finish();
+}
+
 /// Takes all the room that is left.
 fn fill(filler: &std::path::Path) {
     use std::io::Write;

@@ -79,6 +79,8 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        // The default complains on standard error that standard error cannot be written, and panics when it cannot.
+        .log_internal_errors(false)
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
