@@ -279,7 +279,7 @@ fn a_new_daemon_leaves_containers_alone() {
         assert_eq!(*bench.state(0), first);
         assert_eq!(bench.log("u-2", "c", 0), "one\n");
         // A pod the server does not know is removed.
-        bench.send(ToNode::Complete { pods: Vec::new() }).await;
+        bench.send(ToNode::Complete { pods: Vec::new(), services: Vec::new() }).await;
         while bench.dir.path().join("node/pods/u-2").exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -109,7 +109,7 @@ impl Teller<'_> {
             self.tell_pod(raw.key, object, true).await?;
         }
         let pods = self.told.keys().cloned().collect();
-        self.send(ToNode::Complete { pods }).await
+        self.send(ToNode::Complete { pods, services: Vec::new() }).await
     }
 
     async fn send(&mut self, message: ToNode) -> Result<(), End> {

@@ -124,7 +124,7 @@ async fn a_node_registers() {
 #[tokio::test]
 async fn a_node_hears_of_its_pods_and_what_they_use_and_of_no_other() {
     let mut bench = Bench::start().await;
-    assert_eq!(bench.hear().await, ToNode::Complete { pods: Vec::new() });
+    assert_eq!(bench.hear().await, ToNode::Complete { pods: Vec::new(), services: Vec::new() });
     bench.create("ConfigMap", config_map("mine", "1")).await;
     bench.create("ConfigMap", config_map("other", "1")).await;
     let name = bench.pod("p", json!({"volumes": [{"name": "v", "configMap": {"name": "mine"}}]})).await;
@@ -147,7 +147,7 @@ async fn a_node_hears_of_its_pods_and_what_they_use_and_of_no_other() {
     // Asking again brings everything again.
     bench.say(ToServer::Hello).await;
     bench.hear_pod().await;
-    assert_eq!(bench.hear().await, ToNode::Complete { pods: vec![name.uid] });
+    assert_eq!(bench.hear().await, ToNode::Complete { pods: vec![name.uid], services: Vec::new() });
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ mod leases;
 mod links;
 mod masquerade;
 mod netns;
+pub mod proxy;
+pub mod services;
 
 /// What [`Network::open`] needs to know.
 #[derive(Clone, Debug)]

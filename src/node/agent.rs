@@ -146,7 +146,8 @@ impl<E: Engine> Agent<E> {
             ToNode::Pod(message) => self.take_pod(message).await,
             ToNode::Object(dependency) => self.take_object(dependency).await,
             ToNode::Remove { uid } => self.remove(&uid),
-            ToNode::Complete { pods } => self.complete(&pods),
+            ToNode::Complete { pods, .. } => self.complete(&pods),
+            ToNode::Service(_) | ToNode::ServiceGone(_) | ToNode::Peers(_) => {}
         }
     }
 

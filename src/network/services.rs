@@ -1,0 +1,216 @@
+//! The cluster's Services as a node needs them: what the proxy, the name server and the announcer work from.
+//!
+//! The types are also what the server sends (see `link::message`).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+/// Changes a slow reader may be behind before it has to read everything again.
+const BEHIND: usize = 1024;
+
+/// One Service with its endpoints. Fields that are empty are left out on the wire.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Service {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID: a recreated Service is another one.
+    pub uid: String,
+    /// Cluster addresses; empty for a headless Service and for ExternalName.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cluster_ips: Vec<Ipv4Addr>,
+    /// `spec.externalName` of a Service of type ExternalName.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_name: Option<String>,
+    /// `spec.externalIPs`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub external_ips: Vec<Ipv4Addr>,
+    /// Addresses of `status.loadBalancer.ingress` that a node of this cluster is to announce.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub load_balancer_ips: Vec<Ipv4Addr>,
+    /// `spec.loadBalancerSourceRanges`, as `address/prefix`; empty: everyone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub source_ranges: Vec<String>,
+    /// Ports.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<ServicePort>,
+    /// Seconds a client keeps its endpoint (`sessionAffinity: ClientIP`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity_seconds: Option<u32>,
+    /// `internalTrafficPolicy: Local`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub external_local: bool,
+    /// `spec.healthCheckNodePort`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_check_node_port: Option<u16>,
+    /// `spec.publishNotReadyAddresses`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub publish_not_ready: bool,
+    /// Endpoints, grouped by the ports they serve, as in EndpointSlices.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<Slice>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    /// Name; empty where there is only one port.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Port of the cluster, external and load-balancer addresses.
+    pub port: u16,
+    /// Port of every node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<u16>,
+}
+
+/// What a port speaks. SCTP is refused by the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Endpoints that serve the same ports.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Slice {
+    /// Target port by the name of the Service's port.
+    pub ports: Vec<EndpointPort>,
+    /// The endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Where a Service's port is served.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointPort {
+    /// Name of the Service's port.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Port of the endpoint.
+    pub port: u16,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Where it is.
+    pub address: IpAddr,
+    /// Its name below a headless Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// The node it runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Zones it is meant for (topology hints); empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub for_zones: Vec<String>,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Works, though it may be terminating.
+    pub serving: bool,
+    /// Its pod is being deleted.
+    pub terminating: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// Which Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl Service {
+    /// Which Service it is.
+    pub fn id(&self) -> ServiceName {
+        ServiceName { namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+}
+
+/// A Service that appeared or changed, or one that is gone.
+#[derive(Clone, Debug)]
+pub enum ServiceChange {
+    /// As it is now.
+    Put(Arc<Service>),
+    /// As it was.
+    Gone(Arc<Service>),
+}
+
+/// All Services of the cluster on this node. Clones are the same view.
+#[derive(Clone, Debug)]
+pub struct Services {
+    all: Arc<RwLock<BTreeMap<ServiceName, Arc<Service>>>>,
+    changes: broadcast::Sender<ServiceChange>,
+}
+
+impl Default for Services {
+    fn default() -> Self {
+        Self { all: Arc::default(), changes: broadcast::Sender::new(BEHIND) }
+    }
+}
+
+impl Services {
+    /// Takes in a Service as it is now. One that is the same already changes nothing.
+    pub fn put(&self, service: Service) {
+        let service = Arc::new(service);
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        if all.get(&service.id()).is_some_and(|known| **known == *service) {
+            return;
+        }
+        all.insert(service.id(), service.clone());
+        // Nobody may be listening.
+        let _ = self.changes.send(ServiceChange::Put(service));
+    }
+
+    /// Forgets a Service.
+    pub fn remove(&self, name: &ServiceName) {
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(service) = all.remove(name) {
+            // Nobody may be listening.
+            let _ = self.changes.send(ServiceChange::Gone(service));
+        }
+    }
+
+    /// One Service.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Service>> {
+        let name = ServiceName { namespace: namespace.to_owned(), name: name.to_owned() };
+        self.all.read().unwrap_or_else(PoisonError::into_inner).get(&name).cloned()
+    }
+
+    /// All Services, in order.
+    pub fn all(&self) -> Vec<Arc<Service>> {
+        self.all.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// All Services as they are now, and every change from then on. A receiver that lags behind
+    /// (`RecvError::Lagged`) subscribes anew.
+    pub fn subscribe(&self) -> (Vec<Arc<Service>>, broadcast::Receiver<ServiceChange>) {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        (all.values().cloned().collect(), self.changes.subscribe())
+    }
+}
