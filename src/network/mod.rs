@@ -18,6 +18,7 @@ pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
 
 pub mod addresses;
+pub mod arp;
 mod error;
 mod leases;
 mod links;
