@@ -22,6 +22,7 @@ mod outbox;
 mod pod;
 mod probes;
 mod resources;
+mod service_env;
 mod services;
 mod status;
 mod streams;
@@ -54,7 +55,7 @@ use engine::{Real, blocking};
 use info::{Identity, Machine};
 use inotify::Watcher;
 use outbox::Outbox;
-use services::{ServiceView, Surroundings};
+use services::{ServiceView, Site};
 use worker::{Left, Sandboxes, Shared};
 
 /// Streams into pods at a time; more wait.
@@ -100,7 +101,7 @@ pub async fn run(
     let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };
     let sandboxes = Sandboxes::default();
     let view = ServiceView::load(&config.data_dir).await;
-    let around = Surroundings {
+    let site = Site {
         view: view.clone(),
         node: config.name.clone(),
         addresses: config.addresses.clone(),
@@ -111,7 +112,7 @@ pub async fn run(
         domain: config.dns.domain.clone(),
     };
     let mut parts = JoinSet::new();
-    parts.spawn(services::run(around));
+    parts.spawn(services::run(site));
     let shared = Arc::new(Shared {
         engine,
         outbox: outbox.clone(),

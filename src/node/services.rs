@@ -2,7 +2,7 @@
 //!
 //! The view they share is kept on disk, so that a node that reboots with no server in reach goes on serving.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -10,17 +10,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
 
 use super::engine::blocking;
 use super::error::{At, Error, Result};
 use crate::cidr::Cidr;
 use crate::files;
 use crate::link::message::{Peer, ToNode};
-use crate::network::services::{Service, ServiceChange, Services};
+use crate::network::services::{Service, ServiceChange, ServiceName, Services};
 
 /// Between a change of the view and the writing of it: a rolling update is one write.
 const SETTLE: Duration = Duration::from_secs(5);
+/// The longest a pod that is to end waits for Services to leave it alone.
+const DRAIN: Duration = Duration::from_secs(1);
+/// After no new connections come to a pod: time for the last of them.
+const UNDER_WAY: Duration = Duration::from_millis(100);
 /// Below the node's directory.
 const FILE: &str = "services.lz4";
 /// The file's longest text in bytes, some ten times what 1,000 Services of 10 endpoints take.
@@ -28,7 +33,7 @@ const MAX_SIZE: usize = 16 << 20;
 
 /// What a part that works from Services is told. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Surroundings {
+pub(super) struct Site {
     /// The Services and the other nodes.
     pub(super) view: ServiceView,
     /// The node's name.
@@ -48,11 +53,11 @@ pub(super) struct Surroundings {
 }
 
 /// Runs everything that works from Services; never ends. What cannot run says so in the log and leaves the others alone.
-pub(super) fn run(around: Surroundings) -> impl Future<Output = ()> + Send {
+pub(super) fn run(site: Site) -> impl Future<Output = ()> + Send {
     // From the call on no change is missed, however late the future is polled.
-    let changes = Changes::of(&around.view);
+    let changes = Changes::of(&site.view);
     async move {
-        let Surroundings { view, .. } = around;
+        let Site { view, .. } = site;
         tokio::join!(view.keep(changes));
     }
 }
@@ -128,6 +133,41 @@ impl ServiceView {
         let _ = self.known.subscribe().wait_for(|known| *known).await;
     }
 
+    /// Whether [`ServiceView::known`] would wait no longer.
+    pub(super) fn is_known(&self) -> bool {
+        *self.known.borrow()
+    }
+
+    /// Waits until no Service gives new connections to these addresses of a pod that is to end, and what is under way
+    /// has had a moment to end; [`DRAIN`] at most. Returns at once if no Service does.
+    pub(super) async fn drained(&self, addresses: &[IpAddr]) {
+        let chosen = |service: &Service| {
+            let mut endpoints = service.slices.iter().flat_map(|slice| &slice.endpoints);
+            !service.publish_not_ready && endpoints.any(|e| e.ready && addresses.contains(&e.address))
+        };
+        let choosing = |all: Vec<Arc<Service>>| -> BTreeSet<ServiceName> {
+            all.iter().filter(|s| chosen(s)).map(|s| s.id()).collect()
+        };
+        let (all, mut changes) = self.services.subscribe();
+        let mut left = choosing(all);
+        if left.is_empty() {
+            return;
+        }
+        let over = async {
+            while !left.is_empty() {
+                match changes.recv().await {
+                    Ok(ServiceChange::Put(service)) if chosen(&service) => drop(left.insert(service.id())),
+                    Ok(ServiceChange::Put(service) | ServiceChange::Gone(service)) => drop(left.remove(&service.id())),
+                    Err(RecvError::Lagged(_)) => left = choosing(self.services.all()),
+                    Err(RecvError::Closed) => return,
+                }
+            }
+        };
+        // Too late is better than never: the server may have lost sight of the Service.
+        let _ = tokio::time::timeout(DRAIN, over).await;
+        tokio::time::sleep(UNDER_WAY).await;
+    }
+
     /// Keeps the view on disk, a while after it changed; never ends. A change that was not yet written when the future
     /// is dropped is written then.
     async fn keep(&self, mut changes: Changes) {
@@ -135,7 +175,10 @@ impl ServiceView {
         loop {
             changes.next().await;
             keeper.changed = true;
-            tokio::time::sleep(SETTLE).await;
+            // Without any file a node that reboots alone could start nothing.
+            if self.path.exists() {
+                tokio::time::sleep(SETTLE).await;
+            }
             changes = Changes::of(self);
             keeper.write().await;
         }
@@ -143,9 +186,8 @@ impl ServiceView {
 
     fn kept(&self) -> Option<Kept> {
         // Half of it would pass for all of it after a restart.
-        let all = *self.known.borrow();
         let (peers, zone) = (self.peers.borrow().clone(), self.zone.borrow().clone());
-        all.then(|| Kept { services: self.services.all(), peers, zone })
+        self.is_known().then(|| Kept { services: self.services.all(), peers, zone })
     }
 }
 
@@ -240,7 +282,7 @@ fn write(path: &Path, kept: &Kept) -> Result<()> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::network::services::ServiceName;
+    use crate::network::services::{Endpoint, Slice};
 
     fn service(name: &str, address: &str) -> Arc<Service> {
         let cluster_ips = vec![address.parse().unwrap()];
@@ -293,13 +335,50 @@ mod tests {
         assert_eq!(names(&ServiceView::load(dir.path()).await), ["b", "c"]);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_ends_when_no_service_chooses_it_any_more() {
+        let view = ServiceView::of(Services::default());
+        let address: IpAddr = "10.42.0.7".parse().unwrap();
+        let took = async || {
+            let began = tokio::time::Instant::now();
+            view.drained(&[address]).await;
+            began.elapsed()
+        };
+        let with = move |ready: bool, publish_not_ready: bool| {
+            let endpoint = Endpoint {
+                address,
+                hostname: None,
+                node: None,
+                for_zones: Vec::new(),
+                ready,
+                serving: true,
+                terminating: !ready,
+            };
+            let slices = vec![Slice { ports: Vec::new(), endpoints: vec![endpoint] }];
+            Service { slices, publish_not_ready, ..Service::clone(&service("a", "10.43.0.1")) }
+        };
+        assert_eq!(took().await, Duration::ZERO);
+        view.services.put(with(true, true));
+        assert_eq!(took().await, Duration::ZERO);
+        view.services.put(with(true, false));
+        assert_eq!(took().await, DRAIN + UNDER_WAY);
+        let later = view.clone();
+        let change = tokio::spawn(async move {
+            tokio::time::sleep(DRAIN / 4).await;
+            later.services.put(with(false, false));
+        });
+        assert_eq!(took().await, DRAIN / 4 + UNDER_WAY);
+        change.await.unwrap();
+        assert_eq!(took().await, Duration::ZERO);
+    }
+
     #[tokio::test]
     async fn a_damaged_file_is_as_good_as_none() {
         for bytes in [&b"abc"[..], b"\xff\xff\xff\xff", b"\x08\0\0\0garbage"] {
             let dir = tempfile::tempdir().unwrap();
             std::fs::write(dir.path().join(FILE), bytes).unwrap();
             let view = ServiceView::load(dir.path()).await;
-            assert!(view.services.all().is_empty() && !*view.known.borrow());
+            assert!(view.services.all().is_empty() && !view.is_known());
         }
     }
 }

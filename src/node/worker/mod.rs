@@ -279,7 +279,9 @@ impl<E: Engine> Worker<E> {
                 None => std::future::pending().await,
             }
         };
+        let unknown = !self.node.services.is_known();
         tokio::select! {
+            () = self.node.services.known(), if unknown => {}
             changed = self.orders.changed() => {
                 if changed.is_err() {
                     return false;
