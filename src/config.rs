@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::cidr::Cidr;
+use crate::pools::Pool;
 
 /// Where the daemon keeps its data when nothing else is said.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/umiak";
@@ -63,6 +64,8 @@ pub struct ServerConfig {
     pub bridge: String,
     /// How the Service proxy chooses among endpoints.
     pub proxy_balance: ProxyBalance,
+    /// Addresses for Services of type LoadBalancer.
+    pub load_balancer_pools: Vec<Pool>,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
 }
@@ -90,6 +93,7 @@ impl Default for ServerConfig {
             tls_san: Vec::new(),
             bridge: "umiak0".into(),
             proxy_balance: ProxyBalance::default(),
+            load_balancer_pools: Vec::new(),
             log: "info".into(),
         }
     }
@@ -127,6 +131,12 @@ impl ServerConfig {
         let (pods, services) = (self.cluster_cidr, self.service_cidr);
         if pods.contains(services.network()) || services.contains(pods.network()) {
             return field("service-cidr", format!("{services} overlaps cluster-cidr {pods}"));
+        }
+        for (index, pool) in self.load_balancer_pools.iter().enumerate() {
+            let others = self.load_balancer_pools[..index].iter();
+            if let Err(error) = pool.check(others, &[pods.into(), services.into()]) {
+                return field("load-balancer-pools", error.to_string());
+            }
         }
         if self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains(['/', ' ']) {
             return field("bridge", format!("{:?} is not an interface name of 1 to 15 characters", self.bridge));
@@ -188,6 +198,8 @@ mod tests {
             ("node-name: Über\n", "node-name"),
             ("bridge: averyveryverylongname\n", "bridge"),
             ("proxy-balance: random\n", "line 1"),
+            ("load-balancer-pools:\n- {name: a, addresses: [10.0.0.9-10.0.0.1]}\n", "the last comes before the first"),
+            ("load-balancer-pools:\n- {name: a, addresses: [10.42.0.9]}\n", "load-balancer-pools: pool \"a\""),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(names), "{text:?} gave {error:?}");
