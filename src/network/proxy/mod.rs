@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use super::services::Protocol;
 
+pub mod engine;
+
 /// Who answers at one listening address. Called on the data plane's thread: must not block.
 pub trait Frontend: Send + Sync + 'static {
     /// The endpoint for a new connection (TCP) or flow (UDP) of this client that is in none of `tried`, or `None`: the
