@@ -40,6 +40,8 @@ pub struct Config {
     pub balance: ProxyBalance,
 }
 
+pub mod engine;
+
 /// Who answers at one listening address. Called on the data plane's thread: must not block.
 pub trait Frontend: Send + Sync + 'static {
     /// The endpoint for a new connection (TCP) or flow (UDP) of this client that is in none of `tried`, or `None`: the
