@@ -67,7 +67,7 @@ pub(super) fn run(site: Site) -> impl Future<Output = ()> + Send {
 pub(super) struct ServiceView {
     /// The Services.
     pub(super) services: Services,
-    /// The other nodes of the pod network.
+    /// The nodes of the pod network, this one included.
     pub(super) peers: Arc<watch::Sender<Vec<Peer>>>,
     /// The zone this node is in.
     pub(super) zone: Arc<watch::Sender<Option<String>>>,

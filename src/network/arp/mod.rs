@@ -6,8 +6,6 @@
 mod claim;
 mod frame;
 mod socket;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -121,5 +119,40 @@ impl Segment {
             tracing::debug!(%address, ?news, "nobody takes the news");
         }
         Ok(())
+    }
+}
+
+/// What an intruder on the segment does.
+#[cfg(test)]
+pub(super) mod testing {
+    #![allow(clippy::unwrap_used)]
+    use super::frame::Frame;
+    use super::*;
+
+    fn with_socket(interface: u32, work: impl FnOnce(&Socket)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { work(&Socket::open(interface).unwrap()) });
+    }
+
+    /// Claims an address.
+    pub(in crate::network) fn announce(interface: u32, mac: Mac, address: Ipv4Addr) {
+        with_socket(interface, |socket| {
+            Frame::announcement(mac, address).iter().for_each(|frame| socket.send(frame).unwrap());
+        });
+    }
+
+    /// Sends frames that name an address and are broken in every way.
+    pub(in crate::network) fn send_raw(interface: u32, mac: Mac, address: Ipv4Addr) {
+        with_socket(interface, |socket| {
+            let good = Frame::request(mac, Ipv4Addr::UNSPECIFIED, None, address).bytes();
+            for length in 14..good.len() {
+                socket.send_bytes(&good[..length]).unwrap();
+            }
+            for at in 12..22 {
+                let mut bad = good;
+                bad[at] ^= 0x40;
+                socket.send_bytes(&bad).unwrap();
+            }
+        });
     }
 }

@@ -76,7 +76,11 @@ impl Socket {
 
     /// Sends a frame. What does not fit into the queue is lost, as on the wire.
     pub(super) fn send(&self, frame: &Frame) -> io::Result<()> {
-        match send(self.0.as_raw_fd(), &frame.bytes(), MsgFlags::empty()) {
+        self.send_bytes(&frame.bytes())
+    }
+
+    pub(super) fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        match send(self.0.as_raw_fd(), bytes, MsgFlags::empty()) {
             Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::ENOBUFS) | Ok(_) => Ok(()),
             Err(error) => Err(error.into()),
         }
