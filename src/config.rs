@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::cidr::Cidr;
+use crate::pools::Pool;
 
 /// Where the daemon keeps its data when nothing else is said.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/umiak";
@@ -61,6 +62,8 @@ pub struct ServerConfig {
     pub tls_san: Vec<String>,
     /// Name of the pod bridge.
     pub bridge: String,
+    /// Addresses for Services of type LoadBalancer.
+    pub load_balancer_pools: Vec<Pool>,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
 }
@@ -76,6 +79,7 @@ impl Default for ServerConfig {
             service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16),
             tls_san: Vec::new(),
             bridge: "umiak0".into(),
+            load_balancer_pools: Vec::new(),
             log: "info".into(),
         }
     }
@@ -113,6 +117,12 @@ impl ServerConfig {
         let (pods, services) = (self.cluster_cidr, self.service_cidr);
         if pods.contains(services.network()) || services.contains(pods.network()) {
             return field("service-cidr", format!("{services} overlaps cluster-cidr {pods}"));
+        }
+        for (index, pool) in self.load_balancer_pools.iter().enumerate() {
+            let others = self.load_balancer_pools[..index].iter();
+            if let Err(error) = pool.check(others, &[pods.into(), services.into()]) {
+                return field("load-balancer-pools", error.to_string());
+            }
         }
         if self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains(['/', ' ']) {
             return field("bridge", format!("{:?} is not an interface name of 1 to 15 characters", self.bridge));
@@ -173,6 +183,8 @@ mod tests {
             ("service-cidr: 10.42.9.0/24\n", "overlaps"),
             ("node-name: Über\n", "node-name"),
             ("bridge: averyveryverylongname\n", "bridge"),
+            ("load-balancer-pools:\n- {name: a, addresses: [10.0.0.9-10.0.0.1]}\n", "the last comes before the first"),
+            ("load-balancer-pools:\n- {name: a, addresses: [10.42.0.9]}\n", "load-balancer-pools: pool \"a\""),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(names), "{text:?} gave {error:?}");

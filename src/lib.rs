@@ -22,5 +22,6 @@ pub mod kinds;
 pub mod config;
 pub mod pki;
 pub mod cidr;
+pub mod pools;
 pub mod files;
 pub mod memory;

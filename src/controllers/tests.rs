@@ -31,7 +31,7 @@ fn with_cluster<F: Future<Output = ()>>(story: impl FnOnce(Cluster) -> F) {
         let cluster = Cluster::new().await;
         let registry = cluster.registry.clone();
         let (recorder, writer): (_, EventWriter) = events::recorder();
-        let config = Config { ca: "PEM".to_owned() };
+        let config = Config { ca: "PEM".to_owned(), pools: Vec::new(), reserved: Vec::new() };
         let never = || std::future::pending::<()>();
         tokio::select! {
             result = controllers::run(&registry, &recorder, &config, never()) => panic!("ended: {result:?}"),
@@ -399,7 +399,7 @@ async fn a_restart_finds_what_is_to_be_done() {
     assert!(c.get("namespaces", "shop").is_some());
 
     let (recorder, _writer) = events::recorder();
-    let config = Config { ca: "PEM".to_owned() };
+    let config = Config { ca: "PEM".to_owned(), pools: Vec::new(), reserved: Vec::new() };
     let done = async {
         c.until("pods are made, the left one goes, the namespace too", |c| {
             c.list("pods").len() == 2 && c.get("configmaps", "left").is_none() && c.get("namespaces", "shop").is_none()

@@ -52,7 +52,11 @@ impl Parts {
         let mut tasks = JoinSet::new();
         let (events, writer) = events::recorder();
         spawn(&mut tasks, "the event writer", registry, |registry| async move { writer.run(&registry).await });
-        let controllers = controllers::Config { ca: ca.certificate().to_owned() };
+        let controllers = controllers::Config {
+            ca: ca.certificate().to_owned(),
+            pools: config.load_balancer_pools.clone(),
+            reserved: vec![config.cluster_cidr.into(), config.service_cidr.into()],
+        };
         let (recorder, stop) = (events.clone(), stopped.clone());
         spawn(&mut tasks, "the controllers", registry, |registry| async move {
             log_end("controllers", controllers::run(&registry, &recorder, &controllers, until(stop)).await);
