@@ -3,6 +3,7 @@
 //! A carrier gives each side one end: [`NodeEnd`] and [`ServerEnd`]. Today's is the in-process channel of [`local`].
 
 pub mod local;
+pub mod membership;
 pub mod message;
 pub mod stream;
 
