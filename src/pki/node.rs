@@ -118,8 +118,7 @@ impl Subject {
     pub fn of(der: &[u8]) -> Option<Self> {
         let certificate = Certificate::from_der(der).ok()?;
         let key = certificate.tbs_certificate().subject_public_key_info().to_der().ok()?;
-        let mut subject =
-            Self { common_name: String::new(), organizations: Vec::new(), key: Fingerprint::of(&key) };
+        let mut subject = Self { common_name: String::new(), organizations: Vec::new(), key: Fingerprint::of(&key) };
         for attribute in certificate.tbs_certificate().subject().iter() {
             let text = attribute.value.to_der().ok().and_then(|der| text(&der));
             match (attribute.oid, text) {
