@@ -68,10 +68,23 @@ pub struct ServerConfig {
     pub tls_san: Vec<String>,
     /// Name of the pod bridge.
     pub bridge: String,
+    /// How the Service proxy chooses among endpoints.
+    pub proxy_balance: ProxyBalance,
     /// Addresses for Services of type LoadBalancer.
     pub load_balancer_pools: Vec<Pool>,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
+}
+
+/// How the Service proxy chooses among the endpoints that may take a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProxyBalance {
+    /// Each in its turn.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest open connections.
+    LeastConnections,
 }
 
 impl Default for ServerConfig {
@@ -88,6 +101,7 @@ impl Default for ServerConfig {
             service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16),
             tls_san: Vec::new(),
             bridge: "umiak0".into(),
+            proxy_balance: ProxyBalance::default(),
             load_balancer_pools: Vec::new(),
             log: "info".into(),
         }
@@ -227,6 +241,7 @@ mod tests {
             ("service-cidr: 10.42.9.0/24\n", "overlaps"),
             ("node-name: Über\n", "node-name"),
             ("bridge: averyveryverylongname\n", "bridge"),
+            ("proxy-balance: random\n", "line 1"),
             ("load-balancer-pools:\n- {name: a, addresses: [10.0.0.9-10.0.0.1]}\n", "the last comes before the first"),
             ("load-balancer-pools:\n- {name: a, addresses: [10.42.0.9]}\n", "load-balancer-pools: pool \"a\""),
             ("broker-url: http://a\n", "broker-url"),
