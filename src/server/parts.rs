@@ -67,7 +67,7 @@ impl Parts {
         });
         let fleet = Fleet::new(registry.clone(), events).map_err(Error::Bootstrap)?;
         let (server_end, node_end) = link::local::pair();
-        let member = Member { name: name.clone(), pod_cidr: node_cidr(config).to_string() };
+        let member = Member { name: name.clone(), pod_cidr: node_cidr(config).to_string(), uid: None };
         let serving = fleet.clone();
         tasks.spawn(async move {
             serving.serve(member, server_end).await;
