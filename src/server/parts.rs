@@ -214,7 +214,8 @@ fn dns_address(config: &ServerConfig) -> Ipv4Addr {
 
 fn network_config(config: &ServerConfig) -> NetworkConfig {
     let state_dir = config.data_dir.join("node/network");
-    NetworkConfig { bridge: config.bridge.clone(), pod_cidr: node_cidr(config), state_dir, mtu: MTU }
+    let (bridge, cluster_cidr) = (config.bridge.clone(), config.cluster_cidr);
+    NetworkConfig { bridge, pod_cidr: node_cidr(config), cluster_cidr, state_dir, mtu: MTU }
 }
 
 /// Notes which bridge is ours, so that a reset finds it without the configuration of the day.
@@ -227,7 +228,8 @@ pub(super) fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {
     let text = fs::read_to_string(data_dir.join(NETWORK)).ok()?;
     let (bridge, cidr) = text.trim().split_once(' ')?;
     let state_dir = data_dir.join("node/network");
-    Some(NetworkConfig { bridge: bridge.into(), pod_cidr: cidr.parse().ok()?, state_dir, mtu: MTU })
+    let pod_cidr = cidr.parse().ok()?;
+    Some(NetworkConfig { bridge: bridge.into(), pod_cidr, cluster_cidr: pod_cidr, state_dir, mtu: MTU })
 }
 
 /// The address that packets to the outside would leave from, or the bridge's where there is no way out.
