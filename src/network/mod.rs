@@ -17,13 +17,17 @@ use links::Links;
 pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
 
+pub mod addresses;
 mod error;
+mod intake;
 mod leases;
 mod links;
 mod masquerade;
 mod netns;
+mod nft;
 pub mod proxy;
 pub mod services;
+mod source;
 
 /// What [`Network::open`] needs to know.
 #[derive(Clone, Debug)]
@@ -95,6 +99,11 @@ impl Network {
         self.config.pod_cidr.host(1)
     }
 
+    /// The bridge's name.
+    pub fn bridge(&self) -> &str {
+        &self.config.bridge
+    }
+
     /// The addresses pods get.
     pub fn pod_cidr(&self) -> Cidr {
         self.config.pod_cidr
@@ -160,7 +169,9 @@ impl Network {
         self.links.delete(&self.config.bridge).await?;
         if self.masquerade.is_ok() {
             masquerade::remove(&self.config.bridge)?;
+            source::remove(&self.config.bridge)?;
         }
+        intake::remove_all(&self.links).await?;
         self.leases.into_inner().unwrap_or_else(PoisonError::into_inner).destroy()
     }
 
