@@ -7,6 +7,7 @@ mod desired;
 mod lease;
 mod node;
 mod report;
+mod services;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ pub struct Fleet {
     registry: Registry,
     kinds: Kinds,
     events: EventRecorder,
+    cluster: services::Cluster,
     streams: Mutex<HashMap<String, mpsc::Sender<Open>>>,
 }
 
@@ -44,6 +46,8 @@ struct Kinds {
     pods: Arc<Kind>,
     nodes: Arc<Kind>,
     leases: Arc<Kind>,
+    services: Arc<Kind>,
+    slices: Arc<Kind>,
     /// What pods refer to, as far as it is served.
     used: Vec<Arc<Kind>>,
 }
@@ -58,6 +62,8 @@ impl Kinds {
             pods: kind("", "Pod")?,
             nodes: kind("", "Node")?,
             leases: kind("coordination.k8s.io", "Lease")?,
+            services: kind("", "Service")?,
+            slices: kind("discovery.k8s.io", "EndpointSlice")?,
             used: ["ConfigMap", "Secret"]
                 .into_iter()
                 .filter_map(|name| registry.kinds().by_kind("", "v1", name))
@@ -83,7 +89,12 @@ impl Fleet {
     /// A fleet without nodes. Fails if the registry does not serve the kinds it needs.
     pub fn new(registry: Registry, events: EventRecorder) -> Result<Arc<Self>, Status> {
         let kinds = Kinds::of(&registry)?;
-        Ok(Arc::new(Self { registry, kinds, events, streams: Mutex::default() }))
+        Ok(Arc::new(Self { registry, kinds, events, cluster: services::Cluster::default(), streams: Mutex::default() }))
+    }
+
+    /// Keeps up to date what nodes are told of Services; never ends. Without it they are told of no Service.
+    pub async fn follow_services(&self) {
+        self.cluster.follow(&self.registry, &self.kinds).await;
     }
 
     /// Looks after one node until its carrier is gone.
@@ -137,7 +148,7 @@ impl Fleet {
         };
         tokio::select! {
             () = receive => {}
-            () = desired::keep(&self.registry, &self.kinds, &member.name, asked, tx) => {}
+            () = desired::keep(self, &member.name, asked, tx) => {}
             () = renew => {}
         }
         let mut connected = self.connected();
