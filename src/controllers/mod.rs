@@ -2,6 +2,7 @@
 
 pub mod claim;
 pub mod deployment;
+pub mod endpoints;
 pub mod garbage;
 pub mod model;
 pub mod namespace;
@@ -46,6 +47,8 @@ pub async fn run(
     let controllers: Vec<Box<dyn Controller>> = vec![
         Box::new(deployment::Deployments::new(registry, events)?),
         Box::new(replicaset::ReplicaSets::new(registry, events)?),
+        Box::new(endpoints::Endpoints::new(registry)?),
+        Box::new(endpoints::mirror::Mirror::new(registry)?),
         Box::new(garbage::Garbage::new(registry)),
         Box::new(namespace::Namespaces::new(registry)?),
         Box::new(namespace_defaults::NamespaceDefaults::new(registry, &config.ca)?),
