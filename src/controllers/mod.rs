@@ -3,6 +3,7 @@
 pub mod claim;
 pub mod cluster_services;
 pub mod deployment;
+pub mod endpoints;
 pub mod garbage;
 pub mod load_balancer;
 pub mod model;
@@ -61,6 +62,8 @@ pub async fn run(
         Box::new(replicaset::ReplicaSets::new(registry, events, &replicaset::REPLICA_SETS)?),
         Box::new(replicaset::ReplicaSets::new(registry, events, &replicaset::REPLICATION_CONTROLLERS)?),
         Box::new(cluster_services::ClusterServices::new(registry, config)?),
+        Box::new(endpoints::Endpoints::new(registry)?),
+        Box::new(endpoints::mirror::Mirror::new(registry)?),
         Box::new(garbage::Garbage::new(registry)),
         Box::new(namespace::Namespaces::new(registry)?),
         Box::new(namespace_defaults::NamespaceDefaults::new(registry, &config.ca)?),

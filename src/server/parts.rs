@@ -68,6 +68,11 @@ impl Parts {
             log_end("scheduler", scheduler::run(&registry, &recorder, until(stopped)).await);
         });
         let fleet = Fleet::new(registry.clone(), events).map_err(Error::Bootstrap)?;
+        let following = fleet.clone();
+        tasks.spawn(async move {
+            following.follow_services().await;
+            "the Services"
+        });
         let (server_end, node_end) = link::local::pair();
         let member = Member { name: name.clone(), pod_cidr: node_cidr(config).to_string(), uid: None };
         let serving = fleet.clone();
