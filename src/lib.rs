@@ -21,6 +21,7 @@ pub mod kinds;
 
 pub mod config;
 pub mod pki;
+pub mod clock;
 pub mod cidr;
 pub mod pools;
 pub mod files;

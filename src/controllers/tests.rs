@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::events::{self, EventWriter};
+use crate::fleet::presence::{Why, mark_unknown};
 use crate::kinds::table::KindTable;
 use crate::kinds::{Object, Subresource, meta};
 use crate::registry::{DeleteOptions, Deleted, EventType, ListOptions, Propagation, WriteOptions};
@@ -477,14 +478,17 @@ fn nodes_are_tainted_by_their_state() {
         let nodes = kind(&c.registry, "nodes").unwrap();
         let by = WriteOptions::by("test");
         let silent = c.registry.modify(&nodes, "", "pi", Some(Subresource::Status), &by, |node| {
-            node_lifecycle::mark_unknown(node, jiff::Timestamp::now());
+            mark_unknown(node, Why::Silent, jiff::Timestamp::now());
             Ok(())
         });
         silent.await.unwrap();
         let unreachable = ["node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"];
         c.until("unreachable", |c| taints(c) == unreachable).await;
         c.until("evicted", |c| c.get("pods", "leaves").is_none()).await;
-        assert_eq!(c.list("pods").len(), 1, "the other one waits for its node");
+        let left = c.list("pods");
+        assert_eq!(left.len(), 1, "the other one waits for its node");
+        let ready = |c: &Cluster| meta::condition(&c.list("pods")[0], "Ready").unwrap()["status"].clone();
+        c.until("not ready", |c| ready(c) == "False").await;
     });
 }
 

@@ -122,11 +122,8 @@ impl Rule {
         let mut message = RuleMessage::default();
         message.header.family = AddressFamily::Inet;
         message.header.action = RuleAction::ToTable;
-        message.attributes = vec![
-            RuleAttribute::Priority(PRIORITY),
-            RuleAttribute::Table(TABLE),
-            RuleAttribute::Protocol(PROTOCOL),
-        ];
+        message.attributes =
+            vec![RuleAttribute::Priority(PRIORITY), RuleAttribute::Table(TABLE), RuleAttribute::Protocol(PROTOCOL)];
         match self {
             Rule::To(protocol, to) => {
                 message.header.dst_len = 32;

@@ -99,6 +99,11 @@ impl Network {
         self.config.pod_cidr.host(1)
     }
 
+    /// The bridge's name.
+    pub fn bridge(&self) -> &str {
+        &self.config.bridge
+    }
+
     /// The addresses pods get.
     pub fn pod_cidr(&self) -> Cidr {
         self.config.pod_cidr

@@ -73,10 +73,12 @@ fn positions(all: &[&Candidate<'_>], takes: impl Fn(&Candidate<'_>) -> bool) -> 
 fn has_hints(all: &[&Candidate<'_>], zone: &str) -> bool {
     let mut ready = all.iter().filter(|c| c.endpoint.ready).map(|c| &c.endpoint.for_zones).peekable();
     let mut meant = false;
-    ready.peek().is_some() && ready.all(|zones| {
-        meant |= zones.iter().any(|z| z == zone);
-        !zones.is_empty()
-    }) && meant
+    ready.peek().is_some()
+        && ready.all(|zones| {
+            meant |= zones.iter().any(|z| z == zone);
+            !zones.is_empty()
+        })
+        && meant
 }
 
 fn candidates<'a>(service: &'a Service, port: &ServicePort, here: &Config) -> BTreeMap<SocketAddrV4, Candidate<'a>> {

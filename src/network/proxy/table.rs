@@ -224,8 +224,7 @@ impl Entry {
     /// Where the Service listens, and who answers there.
     fn doors(&self, around: &Arc<Around>) -> BTreeMap<Listen, Door> {
         let service = &*self.service;
-        let external =
-            |ranges: &Arc<Ranges>| Scope::External { local: service.external_local, ranges: ranges.clone() };
+        let external = |ranges: &Arc<Ranges>| Scope::External { local: service.external_local, ranges: ranges.clone() };
         let (everyone, some) = (Arc::new(Ranges::default()), Arc::new(Ranges::new(&service.source_ranges)));
         let mut doors = BTreeMap::new();
         for (port, pool) in service.ports.iter().zip(&self.pools) {
@@ -347,7 +346,10 @@ mod tests {
         let external = ["0.0.0.0:30080", "192.0.2.2:80"];
         assert_eq!(told(&mut table), external.map(|a| format!("listen tcp {a}")), "another policy, another frontend");
         table.remove(&web.id());
-        assert_eq!(told(&mut table), ["0.0.0.0:30080", "10.43.0.100:80", "192.0.2.2:80"].map(|a| format!("close tcp {a}")));
+        assert_eq!(
+            told(&mut table),
+            ["0.0.0.0:30080", "10.43.0.100:80", "192.0.2.2:80"].map(|a| format!("close tcp {a}"))
+        );
         assert!(table.outer().is_empty());
     }
 
@@ -394,8 +396,7 @@ mod tests {
         table.remove(&dns.id());
         let last = ["0.0.0.0:30053", "10.43.0.100:53"];
         let closed = last.map(|a| format!("close udp {a}")).into_iter();
-        let expected: Vec<String> =
-            closed.chain(last.map(|a| format!("forget udp {a} [10.42.1.2:8080]"))).collect();
+        let expected: Vec<String> = closed.chain(last.map(|a| format!("forget udp {a} [10.42.1.2:8080]"))).collect();
         assert_eq!(told(&mut table), expected);
     }
 
@@ -405,7 +406,8 @@ mod tests {
         let mut one = service("one", &[80], endpoints("1 here ready"));
         one.external_ips = vec![ip("192.0.2.1")];
         let two = Service { cluster_ips: vec![ip("10.43.0.101")], name: "two".into(), uid: "2".into(), ..one.clone() };
-        let three = Service { cluster_ips: vec![ip("10.43.0.102")], name: "three".into(), uid: "3".into(), ..one.clone() };
+        let three =
+            Service { cluster_ips: vec![ip("10.43.0.102")], name: "three".into(), uid: "3".into(), ..one.clone() };
         for service in [&one, &two, &three] {
             table.put(Arc::new(service.clone()));
         }
