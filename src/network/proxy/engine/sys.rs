@@ -5,6 +5,7 @@ use std::mem;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -135,6 +136,14 @@ pub(super) fn is_exhausted(error: Errno) -> bool {
 /// Whether the kernel refuses to let us send from somebody else's address.
 pub(super) fn is_source_refused(error: Errno) -> bool {
     matches!(error, Errno::EPERM | Errno::EACCES | Errno::ENOPROTOOPT | Errno::EADDRNOTAVAIL | Errno::EINVAL)
+}
+
+/// Says so, once.
+pub(super) fn note_source_refused(error: Errno) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        tracing::warn!(%error, "the kernel does not let connections keep their clients' addresses");
+    }
 }
 
 pub(super) fn address(raw: &libc::sockaddr_in) -> SocketAddrV4 {
