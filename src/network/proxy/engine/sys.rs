@@ -27,11 +27,18 @@ pub(super) fn tcp_listener(address: SocketAddrV4) -> io::Result<OwnedFd> {
     // only where both say that they know (SO_REUSEPORT).
     setsockopt(&listener, sockopt::ReuseAddr, &true)?;
     setsockopt(&listener, sockopt::ReusePort, &true)?;
-    setsockopt(&listener, sockopt::IpFreebind, &true)?;
+    allow_any_address(&listener, address)?;
     set_stream_options(&listener)?;
     bind(listener.as_raw_fd(), &SockaddrIn::from(address))?;
     listen(&listener, Backlog::new(BACKLOG)?)?;
     Ok(listener)
+}
+
+/// Lets a listener have an address that is no interface's, and answer from it where no local route says it is ours
+/// (see `network::intake`).
+fn allow_any_address(listener: &OwnedFd, address: SocketAddrV4) -> nix::Result<()> {
+    setsockopt(listener, sockopt::IpFreebind, &true)?;
+    if address.ip().is_unspecified() { Ok(()) } else { setsockopt(listener, sockopt::IpTransparent, &true) }
 }
 
 fn stream_socket() -> nix::Result<OwnedFd> {
@@ -99,7 +106,7 @@ pub(super) fn splice(from: &impl AsRawFd, to: &impl AsRawFd, count: usize) -> ni
 pub(super) fn udp_listener(address: SocketAddrV4) -> io::Result<UdpSocket> {
     let listener = datagram_socket()?;
     setsockopt(&listener, sockopt::ReusePort, &true)?;
-    setsockopt(&listener, sockopt::IpFreebind, &true)?;
+    allow_any_address(&listener, address)?;
     if address.ip().is_unspecified() {
         setsockopt(&listener, sockopt::Ipv4PacketInfo, &true)?;
     }
