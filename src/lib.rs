@@ -23,4 +23,5 @@ pub mod config;
 pub mod pki;
 pub mod cidr;
 pub mod files;
+mod inotify;
 pub mod memory;

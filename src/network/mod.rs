@@ -17,6 +17,7 @@ use links::Links;
 pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
 
+pub mod dns;
 mod error;
 mod leases;
 mod links;

@@ -16,7 +16,6 @@ mod expand;
 mod fd;
 mod files;
 mod info;
-mod inotify;
 mod logs;
 mod outbox;
 mod pod;
@@ -41,6 +40,7 @@ pub use error::{Error, Result};
 pub use files::DnsConfig;
 
 use crate::image::ImageStore;
+use crate::inotify::{self, Watcher};
 use crate::link::NodeEnd;
 use crate::link::message::ToNode;
 use crate::link::stream::StreamRequest;
@@ -50,7 +50,6 @@ use agent::Agent;
 use disk::Pods;
 use engine::{Real, blocking};
 use info::{Identity, Machine};
-use inotify::Watcher;
 use outbox::Outbox;
 use worker::{Left, Sandboxes, Shared};
 
