@@ -3,6 +3,7 @@
 pub mod claim;
 pub mod deployment;
 pub mod garbage;
+pub mod load_balancer;
 pub mod model;
 pub mod namespace;
 pub mod namespace_defaults;
@@ -20,6 +21,7 @@ use serde_json::Value;
 use crate::events::EventRecorder;
 use crate::kinds::Kind;
 use crate::kinds::status::Status;
+use crate::pools::{AddressRange, Pool};
 use crate::registry::Registry;
 
 pub use crate::events;
@@ -31,6 +33,10 @@ use runner::Controller;
 pub struct Config {
     /// The cluster's CA certificate as PEM, which every namespace gets in the ConfigMap `kube-root-ca.crt`.
     pub ca: String,
+    /// Pools of load-balancer addresses of the configuration.
+    pub pools: Vec<Pool>,
+    /// The cluster's own networks, which no pool may reach into.
+    pub reserved: Vec<AddressRange>,
 }
 
 /// Runs all controllers until `shutdown` ends. May be dropped at any time: what was half done is done again.

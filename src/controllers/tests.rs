@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::events::{self, EventWriter};
+use crate::fleet::presence::{Why, mark_unknown};
 use crate::kinds::table::KindTable;
 use crate::kinds::{Object, Subresource, meta};
 use crate::registry::{DeleteOptions, Deleted, EventType, ListOptions, Propagation, WriteOptions};
@@ -31,7 +32,7 @@ fn with_cluster<F: Future<Output = ()>>(story: impl FnOnce(Cluster) -> F) {
         let cluster = Cluster::new().await;
         let registry = cluster.registry.clone();
         let (recorder, writer): (_, EventWriter) = events::recorder();
-        let config = Config { ca: "PEM".to_owned() };
+        let config = Config { ca: "PEM".to_owned(), pools: Vec::new(), reserved: Vec::new() };
         let never = || std::future::pending::<()>();
         tokio::select! {
             result = controllers::run(&registry, &recorder, &config, never()) => panic!("ended: {result:?}"),
@@ -399,7 +400,7 @@ async fn a_restart_finds_what_is_to_be_done() {
     assert!(c.get("namespaces", "shop").is_some());
 
     let (recorder, _writer) = events::recorder();
-    let config = Config { ca: "PEM".to_owned() };
+    let config = Config { ca: "PEM".to_owned(), pools: Vec::new(), reserved: Vec::new() };
     let done = async {
         c.until("pods are made, the left one goes, the namespace too", |c| {
             c.list("pods").len() == 2 && c.get("configmaps", "left").is_none() && c.get("namespaces", "shop").is_none()
@@ -477,14 +478,17 @@ fn nodes_are_tainted_by_their_state() {
         let nodes = kind(&c.registry, "nodes").unwrap();
         let by = WriteOptions::by("test");
         let silent = c.registry.modify(&nodes, "", "pi", Some(Subresource::Status), &by, |node| {
-            node_lifecycle::mark_unknown(node, jiff::Timestamp::now());
+            mark_unknown(node, Why::Silent, jiff::Timestamp::now());
             Ok(())
         });
         silent.await.unwrap();
         let unreachable = ["node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"];
         c.until("unreachable", |c| taints(c) == unreachable).await;
         c.until("evicted", |c| c.get("pods", "leaves").is_none()).await;
-        assert_eq!(c.list("pods").len(), 1, "the other one waits for its node");
+        let left = c.list("pods");
+        assert_eq!(left.len(), 1, "the other one waits for its node");
+        let ready = |c: &Cluster| meta::condition(&c.list("pods")[0], "Ready").unwrap()["status"].clone();
+        c.until("not ready", |c| ready(c) == "False").await;
     });
 }
 

@@ -17,14 +17,18 @@ use links::Links;
 pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
 
+pub mod addresses;
 pub mod dns;
 mod error;
+mod intake;
 mod leases;
 mod links;
 mod masquerade;
 mod netns;
+mod nft;
 pub mod proxy;
 pub mod services;
+mod source;
 
 /// What [`Network::open`] needs to know.
 #[derive(Clone, Debug)]
@@ -96,6 +100,11 @@ impl Network {
         self.config.pod_cidr.host(1)
     }
 
+    /// The bridge's name.
+    pub fn bridge(&self) -> &str {
+        &self.config.bridge
+    }
+
     /// The addresses pods get.
     pub fn pod_cidr(&self) -> Cidr {
         self.config.pod_cidr
@@ -161,7 +170,9 @@ impl Network {
         self.links.delete(&self.config.bridge).await?;
         if self.masquerade.is_ok() {
             masquerade::remove(&self.config.bridge)?;
+            source::remove(&self.config.bridge)?;
         }
+        intake::remove_all(&self.links).await?;
         self.leases.into_inner().unwrap_or_else(PoisonError::into_inner).destroy()
     }
 

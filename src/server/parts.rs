@@ -52,7 +52,11 @@ impl Parts {
         let mut tasks = JoinSet::new();
         let (events, writer) = events::recorder();
         spawn(&mut tasks, "the event writer", registry, |registry| async move { writer.run(&registry).await });
-        let controllers = controllers::Config { ca: ca.certificate().to_owned() };
+        let controllers = controllers::Config {
+            ca: ca.certificate().to_owned(),
+            pools: config.load_balancer_pools.clone(),
+            reserved: vec![config.cluster_cidr.into(), config.service_cidr.into()],
+        };
         let (recorder, stop) = (events.clone(), stopped.clone());
         spawn(&mut tasks, "the controllers", registry, |registry| async move {
             log_end("controllers", controllers::run(&registry, &recorder, &controllers, until(stop)).await);
@@ -63,7 +67,7 @@ impl Parts {
         });
         let fleet = Fleet::new(registry.clone(), events).map_err(Error::Bootstrap)?;
         let (server_end, node_end) = link::local::pair();
-        let member = Member { name: name.clone(), pod_cidr: node_cidr(config).to_string() };
+        let member = Member { name: name.clone(), pod_cidr: node_cidr(config).to_string(), uid: None };
         let serving = fleet.clone();
         tasks.spawn(async move {
             serving.serve(member, server_end).await;
@@ -80,7 +84,8 @@ impl Parts {
             images_dir: config.data_dir.join("images"),
             addresses: vec![node_address(config, &network)],
             labels: ["node-role.kubernetes.io/control-plane"].map(|label| (label.to_owned(), "true".to_owned())).into(),
-            dns: DnsConfig { servers: Vec::new(), domain: "cluster.local".into() },
+            dns: DnsConfig { servers: vec![dns_address(config).into()], domain: "cluster.local".into() },
+            service_cidr: config.service_cidr,
         };
         let store = images.clone();
         tasks.spawn(async move {
@@ -200,6 +205,11 @@ pub(super) fn runtime_config(data_dir: &Path) -> Result<RuntimeConfig, Error> {
 /// Each node takes a /24 of the cluster's range; this one the first.
 fn node_cidr(config: &ServerConfig) -> Cidr {
     Cidr::new(config.cluster_cidr.network(), 24)
+}
+
+/// Where every node's name server answers.
+fn dns_address(config: &ServerConfig) -> Ipv4Addr {
+    config.service_cidr.host(10)
 }
 
 fn network_config(config: &ServerConfig) -> NetworkConfig {
