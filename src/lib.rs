@@ -25,4 +25,5 @@ pub mod clock;
 pub mod cidr;
 pub mod pools;
 pub mod files;
+mod inotify;
 pub mod memory;

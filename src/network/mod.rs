@@ -18,6 +18,7 @@ pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
 
 pub mod addresses;
+pub mod dns;
 mod error;
 mod intake;
 mod leases;
