@@ -24,6 +24,7 @@ mod probes;
 mod resources;
 mod status;
 mod streams;
+mod view;
 mod volumes;
 mod worker;
 
@@ -39,6 +40,7 @@ use tokio::time::MissedTickBehavior;
 
 pub use error::{Error, Result};
 pub use files::DnsConfig;
+pub use view::{PodView, View};
 
 use crate::image::ImageStore;
 use crate::link::NodeEnd;
@@ -75,6 +77,8 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// Name resolution in pods.
     pub dns: DnsConfig,
+    /// Shows what runs.
+    pub view: View,
 }
 
 /// Runs the node half until the link's carrier is gone for good. Dropping the future stops it; pods go on without it.
@@ -89,7 +93,7 @@ pub async fn run(
     mut link: NodeEnd,
 ) -> Result<()> {
     let pods = Pods::open(&config.data_dir)?;
-    let outbox = Outbox::default();
+    let outbox = Outbox::new(config.view.clone());
     let image_changes = watch::Sender::new(0u64);
     let machine = Machine::measure(&config.data_dir);
     let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };
