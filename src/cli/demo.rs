@@ -46,11 +46,15 @@ impl ThrowAway {
         let ready_path = data_dir.join("ready");
         let ready = UnixDatagram::bind(&ready_path)?;
         ready.set_read_timeout(Some(PATIENCE))?;
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        // Both held until both are known: two different ones.
+        let free = [TcpListener::bind(("127.0.0.1", 0))?, TcpListener::bind(("127.0.0.1", 0))?];
+        let [port, mqtt_port] = [free[0].local_addr()?.port(), free[1].local_addr()?.port()];
+        drop(free);
         let log = std::fs::File::create(data_dir.join("umiak.log"))?;
         let daemon = Command::new(std::env::current_exe()?)
             .args(["server", "--bind-address", "127.0.0.1", "--node-name", "demo", "--bridge", "umdemo0"])
             .args(["--cluster-cidr", "10.142.0.0/16", "--service-cidr", "10.143.0.0/16"])
+            .args(["--mqtt-bind", "127.0.0.1", "--mqtt-port", &mqtt_port.to_string()])
             .args(["--https-port", &port.to_string(), "--data-dir"])
             .arg(&data_dir)
             .env("NOTIFY_SOCKET", &ready_path)
