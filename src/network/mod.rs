@@ -19,6 +19,7 @@ pub use error::{Error, Result};
 
 pub mod addresses;
 pub mod arp;
+pub mod dns;
 mod error;
 mod intake;
 mod interfaces;
