@@ -27,6 +27,8 @@ pub(super) struct Identity {
     pub(super) name: String,
     /// The addresses of its pods.
     pub(super) pod_cidr: Cidr,
+    /// Network of all pods.
+    pub(super) cluster_cidr: Cidr,
     /// Network of the Services.
     pub(super) service_cidr: Cidr,
     /// Of the CA's certificate.
@@ -53,6 +55,7 @@ impl Identity {
         Ok(Self {
             name: granted.name.clone(),
             pod_cidr: granted.pod_cidr,
+            cluster_cidr: granted.cluster_cidr,
             service_cidr: granted.service_cidr,
             ca_fingerprint: pki::fingerprint(&granted.ca)?,
             expires: expires.ok_or_else(|| pki::Error::Tls("the certificate is not readable".into()))?,

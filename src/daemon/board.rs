@@ -10,6 +10,7 @@ use super::{Error, cgroup_root, keep, log_end};
 use crate::cidr::Cidr;
 use crate::image::ImageStore;
 use crate::link::NodeEnd;
+use crate::network::overlay::Vxlan;
 use crate::network::{Network, NetworkConfig};
 use crate::node::{self, DnsConfig, NodeConfig};
 use crate::runtime::{Runtime, RuntimeConfig};
@@ -36,6 +37,10 @@ pub struct BoardConfig {
     pub pod_cidr: Cidr,
     /// Cluster addresses of Services, the name server's among them.
     pub service_cidr: Cidr,
+    /// Network of all pods.
+    pub cluster_cidr: Cidr,
+    /// The tunnel to nodes of other network segments.
+    pub vxlan: Vxlan,
 }
 
 /// A node half that is ready to run.
@@ -66,6 +71,7 @@ impl Board {
             labels: config.labels,
             dns: DnsConfig { servers: vec![config.service_cidr.host(10).into()], domain: "cluster.local".into() },
             service_cidr: config.service_cidr,
+            vxlan: config.vxlan,
             view: node::View::default(),
         };
         Ok(Self { images, runtime, network, node })
@@ -111,7 +117,8 @@ fn runtime_config(data_dir: &Path) -> Result<RuntimeConfig, Error> {
 
 fn network_config(config: &BoardConfig) -> NetworkConfig {
     let state_dir = config.data_dir.join("node/network");
-    NetworkConfig { bridge: config.bridge.clone(), pod_cidr: config.pod_cidr, state_dir, mtu: MTU }
+    let BoardConfig { bridge, pod_cidr, cluster_cidr, .. } = config.clone();
+    NetworkConfig { bridge, pod_cidr, cluster_cidr, state_dir, mtu: MTU }
 }
 
 /// Notes which bridge is ours, so that a reset finds it without the configuration of the day.
@@ -124,7 +131,8 @@ fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {
     let text = fs::read_to_string(data_dir.join(NETWORK)).ok()?;
     let (bridge, cidr) = text.trim().split_once(' ')?;
     let state_dir = data_dir.join("node/network");
-    Some(NetworkConfig { bridge: bridge.into(), pod_cidr: cidr.parse().ok()?, state_dir, mtu: MTU })
+    let pod_cidr = cidr.parse().ok()?;
+    Some(NetworkConfig { bridge: bridge.into(), pod_cidr, cluster_cidr: pod_cidr, state_dir, mtu: MTU })
 }
 
 /// The address of the board, or the bridge's where it is alone.

@@ -12,6 +12,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 
 use super::Kinds;
+use super::peers::{PeerFeed, Peers};
 use crate::kinds::endpoint_slice::{SERVICE_NAME, of_service};
 use crate::kinds::node::ZONE;
 use crate::kinds::status::Status;
@@ -33,6 +34,7 @@ pub(super) struct Cluster {
     services: Services,
     /// By node; a node that is in none is not in it.
     zones: watch::Sender<BTreeMap<String, String>>,
+    peers: Peers,
     /// The view is whole; it stays so.
     built: watch::Sender<bool>,
 }
@@ -80,10 +82,12 @@ impl Cluster {
         drop(listed);
         names.extend(self.services.all().iter().map(|s| s.id()));
         self.build(registry, kinds, names).await?;
+        let nodes = registry.list_slowly(&kinds.nodes, &ListOptions::default()).await?.items;
         let mut zones = BTreeMap::new();
-        for node in registry.list_slowly(&kinds.nodes, &ListOptions::default()).await?.items {
-            zones.extend(zone(&node)?.map(|zone| (node.key.name.to_string(), zone)));
+        for node in &nodes {
+            zones.extend(zone(node)?.map(|zone| (node.key.name.to_string(), zone)));
         }
+        self.peers.set(nodes.iter())?;
         self.zones.send_if_modified(|old| {
             let other = *old != zones;
             *old = zones;
@@ -112,6 +116,7 @@ impl Cluster {
     }
 
     fn node_changed(&self, event: &Event) -> Result<(), Status> {
+        self.peers.node_changed(event)?;
         let now = if event.kind == EventType::Deleted { None } else { zone(&event.object)? };
         let node = &*event.object.key.name;
         self.zones.send_if_modified(|zones| {
@@ -132,6 +137,7 @@ pub(super) struct Feed<'a> {
     changes: broadcast::Receiver<ServiceChange>,
     zones: watch::Receiver<BTreeMap<String, String>>,
     built: watch::Receiver<bool>,
+    peers: PeerFeed,
     pending: BTreeSet<ServiceName>,
     zone_pending: bool,
     told_zone: Option<String>,
@@ -143,7 +149,8 @@ impl<'a> Feed<'a> {
         let (all, changes) = cluster.services.subscribe();
         let (zones, built) = (cluster.zones.subscribe(), cluster.built.subscribe());
         let pending = all.iter().map(|s| s.id()).collect();
-        Self { cluster, node, changes, zones, built, pending, zone_pending: true, told_zone: None }
+        let peers = cluster.peers.feed(node);
+        Self { cluster, node, changes, zones, built, peers, pending, zone_pending: true, told_zone: None }
     }
 
     /// Waits for a change and notes it. Cancel safe.
@@ -151,6 +158,7 @@ impl<'a> Feed<'a> {
         tokio::select! {
             // The senders are the cluster's own and do not end.
             _ = self.built.changed() => {}
+            () = self.peers.changed() => {}
             _ = self.zones.changed() => self.zone_pending |= self.zone() != self.told_zone,
             change = self.changes.recv() => match change {
                 Ok(ServiceChange::Put(service) | ServiceChange::Gone(service)) => drop(self.pending.insert(service.id())),
@@ -170,7 +178,7 @@ impl<'a> Feed<'a> {
 
     /// Whether there is something to tell.
     pub(super) fn has_more(&self) -> bool {
-        self.is_whole() && (self.zone_pending || !self.pending.is_empty())
+        self.is_whole() && (self.zone_pending || self.peers.has_more() || !self.pending.is_empty())
     }
 
     /// The next thing to tell.
@@ -178,6 +186,9 @@ impl<'a> Feed<'a> {
         if std::mem::take(&mut self.zone_pending) {
             self.told_zone = self.zone();
             return Some(ToNode::Zone(self.told_zone.clone()));
+        }
+        if let Some(message) = self.peers.next() {
+            return Some(message);
         }
         let name = self.pending.pop_first()?;
         match self.cluster.services.get(&name.namespace, &name.name) {

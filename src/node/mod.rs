@@ -50,6 +50,7 @@ use crate::link::NodeEnd;
 use crate::link::message::ToNode;
 use crate::link::stream::StreamRequest;
 use crate::network::Network;
+use crate::network::overlay::Vxlan;
 use crate::runtime::Runtime;
 use agent::Agent;
 use disk::Pods;
@@ -82,6 +83,8 @@ pub struct NodeConfig {
     pub dns: DnsConfig,
     /// Cluster addresses of Services.
     pub service_cidr: Cidr,
+    /// The tunnel to nodes of other network segments.
+    pub vxlan: Vxlan,
     /// Shows what runs.
     pub view: View,
 }
@@ -104,6 +107,7 @@ pub async fn run(
     let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };
     let sandboxes = Sandboxes::default();
     let view = ServiceView::load(&config.data_dir).await;
+    let (problem, mut route_problem) = watch::channel(None);
     let site = Site {
         view: view.clone(),
         node: config.name.clone(),
@@ -113,6 +117,9 @@ pub async fn run(
         pod_cidr: network.pod_cidr(),
         bridge: network.bridge().to_owned(),
         domain: config.dns.domain.clone(),
+        vxlan: config.vxlan,
+        problem,
+        outbox: outbox.clone(),
     };
     let mut parts = JoinSet::new();
     parts.spawn(services::run(site));
@@ -159,6 +166,10 @@ pub async fn run(
                 if now != pressure {
                     pressure = report(&config, &outbox, &images, &network).await;
                 }
+            }
+            Ok(()) = route_problem.changed() => {
+                network.set_route_problem(route_problem.borrow_and_update().clone());
+                pressure = report(&config, &outbox, &images, &network).await;
             }
             () = agent.reap() => {}
             Some(open) = link.streams.recv(), if streams.len() < MAX_STREAMS => {
@@ -233,7 +244,7 @@ async fn report(config: &NodeConfig, outbox: &Outbox, images: &Arc<ImageStore>, 
         name: &config.name,
         addresses: &config.addresses,
         labels: &config.labels,
-        network_problem: network.masquerade().err().map(|e| e.to_string()),
+        network_problem: network.problem(),
     };
     let machine = Machine::measure(&config.data_dir);
     outbox.node(info::report(&identity, &machine, listed));

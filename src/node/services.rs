@@ -15,11 +15,16 @@ use tokio::sync::watch;
 
 use super::engine::blocking;
 use super::error::{At, Error, Result};
+use super::outbox::Outbox;
 use crate::cidr::Cidr;
 use crate::files;
-use crate::link::message::{Peer, ToNode};
+use crate::link::message::{AddressNews, AddressReport, Peer, ToNode};
 use crate::network::addresses::LocalAddresses;
+use crate::network::arp::News;
 use crate::network::dns;
+use crate::network::lan::{self, Notice};
+use crate::network::overlay::Vxlan;
+use crate::network::routes::{self, RouteConfig};
 use crate::network::services::{Service, ServiceChange, ServiceName, Services};
 
 /// Between a change of the view and the writing of it: a rolling update is one write.
@@ -52,6 +57,12 @@ pub(super) struct Site {
     pub(super) bridge: String,
     /// For example `cluster.local`.
     pub(super) domain: String,
+    /// The tunnel to nodes of other segments.
+    pub(super) vxlan: Vxlan,
+    /// What keeps pods of other nodes from being reached.
+    pub(super) problem: watch::Sender<Option<String>>,
+    /// Where events go.
+    pub(super) outbox: Outbox,
 }
 
 /// Runs everything that works from Services; never ends. What cannot run says so in the log and leaves the others alone.
@@ -59,10 +70,27 @@ pub(super) fn run(site: Site) -> impl Future<Output = ()> + Send {
     // From the call on no change is missed, however late the future is polled.
     let changes = Changes::of(&site.view);
     async move {
-        let Site { view, service_cidr, pod_cidr, domain, .. } = site;
+        let Site { view, service_cidr, pod_cidr, domain, node, bridge, vxlan, problem, outbox, .. } = site;
         let names = dns::Config::new(&domain, service_cidr, pod_cidr);
-        tokio::join!(view.keep(changes), name_server(view.services.clone(), names, service_cidr));
+        let route_config = RouteConfig { node: node.clone(), pod_cidr, bridge: bridge.clone(), vxlan };
+        let told = move |notice| outbox.address(address_report(notice));
+        tokio::join!(
+            view.keep(changes),
+            name_server(view.services.clone(), names, service_cidr),
+            routes::run(route_config, view.peers.subscribe(), problem),
+            lan::run(node, bridge, view.services.clone(), view.peers.subscribe(), told),
+        );
     }
+}
+
+fn address_report(notice: Notice) -> AddressReport {
+    let Notice { service, news, message, .. } = notice;
+    let news = match news {
+        News::Taken => AddressNews::Announced,
+        News::Yielded(_) => AddressNews::Released,
+        News::InUse(_) | News::Contested(_) | News::GivenUp(_) => AddressNews::Conflict,
+    };
+    AddressReport { service: service.id(), uid: service.uid.clone(), news, message }
 }
 
 /// The name server, at an address of a range that is made local first.
@@ -130,6 +158,8 @@ impl ServiceView {
             ToNode::Service(service) => self.services.put(service),
             ToNode::ServiceGone(name) => self.services.remove(&name),
             ToNode::Peers(peers) => replace(&self.peers, peers),
+            ToNode::Peer(peer) => self.peer(&peer.name.clone(), Some(peer)),
+            ToNode::PeerGone(name) => self.peer(&name, None),
             ToNode::Zone(zone) => replace(&self.zone, zone),
             ToNode::Complete { services, .. } => {
                 self.services.retain(&services);
@@ -137,6 +167,14 @@ impl ServiceView {
             }
             ToNode::Pod(_) | ToNode::Object(_) | ToNode::Remove { .. } => {}
         }
+    }
+
+    fn peer(&self, name: &str, now: Option<Peer>) {
+        let mut all = self.peers.borrow().clone();
+        let place = all.partition_point(|p| p.name.as_str() < name);
+        let known = all.get(place).is_some_and(|p| p.name == name);
+        all.splice(place..place + usize::from(known), now);
+        replace(&self.peers, all);
     }
 
     /// Waits until all Services were told once, to this daemon or an earlier one.

@@ -55,7 +55,12 @@ impl Node {
     }
 
     fn reasons(&self) -> Vec<&'static str> {
-        self.notices.lock().unwrap().iter().map(|n| n.reason).collect()
+        let reason = |n: &Notice| match n.news {
+            News::Taken => "nodeAssigned",
+            News::Yielded(_) => "nodeUnassigned",
+            _ => "AddressConflict",
+        };
+        self.notices.lock().unwrap().iter().map(reason).collect()
     }
 
     fn has(&self, reason: &str) -> bool {
