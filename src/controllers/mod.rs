@@ -3,6 +3,7 @@
 pub mod claim;
 pub mod cluster_services;
 pub mod deployment;
+pub mod endpoints;
 pub mod garbage;
 pub mod load_balancer;
 pub mod model;
@@ -13,6 +14,7 @@ pub mod pod_gc;
 pub mod queue;
 pub mod replicaset;
 pub mod runner;
+pub mod token_cleaner;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -61,11 +63,14 @@ pub async fn run(
         Box::new(replicaset::ReplicaSets::new(registry, events, &replicaset::REPLICA_SETS)?),
         Box::new(replicaset::ReplicaSets::new(registry, events, &replicaset::REPLICATION_CONTROLLERS)?),
         Box::new(cluster_services::ClusterServices::new(registry, config)?),
+        Box::new(endpoints::Endpoints::new(registry)?),
+        Box::new(endpoints::mirror::Mirror::new(registry)?),
         Box::new(garbage::Garbage::new(registry)),
         Box::new(namespace::Namespaces::new(registry)?),
         Box::new(namespace_defaults::NamespaceDefaults::new(registry, &config.ca)?),
         Box::new(pod_gc::PodGarbage::new(registry)?),
         Box::new(node_lifecycle::NodeLifecycle::new(registry, events)?),
+        Box::new(token_cleaner::TokenCleaner::new(registry)?),
     ];
     runner::run(registry, &controllers, shutdown).await;
     Ok(())

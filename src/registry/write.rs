@@ -202,6 +202,7 @@ impl<'a> Call<'a> {
         match sub {
             _ if self.kind.volatile => Durability::Volatile,
             Some(Subresource::Status) => Durability::Lazy,
+            _ if self.options.lazy => Durability::Lazy,
             _ => Durability::Durable,
         }
     }
