@@ -96,7 +96,7 @@ fn course(cluster: &Cluster, kubectl: &Path) {
         assert_eq!(row(&services, "externalname1")[1..5], ["ExternalName", "<none>", "github.github.io", "<none>"]);
         assert_eq!(row(&services, "kubernetes")[1..5], ["ClusterIP", "10.43.0.1", "<none>", "443/TCP"]);
         assert_eq!(row(&k("get endpoints"), "endpoint2")[1], "20.111.156.67:8080");
-        assert!(k("describe svc endpoint2").contains("20.111.156.67:8080"));
+        cluster.until("describe svc endpoint2", |text| text.contains("20.111.156.67:8080"));
         let described = k("describe endpoints endpoint2");
         assert!(described.contains("20.111.156.67") && described.contains("8080  TCP"), "{described}");
 
