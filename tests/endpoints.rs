@@ -74,7 +74,7 @@ spec:
 /// The conditions of a Service's endpoints as `ready/serving/terminating`, sorted.
 fn conditions(cluster: &Cluster, service: &str) -> Vec<String> {
     let path =
-        "{range .items[*].endpoints[*]}{.conditions.ready}/{.conditions.serving}/{.conditions.terminating}\\n{end}";
+        "{range .items[*].endpoints[*]}{.conditions.ready}/{.conditions.serving}/{.conditions.terminating}{\"\\n\"}{end}";
     let output = cluster
         .kubectl()
         .args(["get", "endpointslices", "-l", &format!("kubernetes.io/service-name={service}"), "-o"])
