@@ -8,9 +8,13 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::cidr::Cidr;
+use crate::pools::Pool;
 
 /// Where the daemon keeps its data when nothing else is said.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/umiak";
+
+/// Network of the Services when nothing else is said.
+pub const DEFAULT_SERVICE_CIDR: Cidr = Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16);
 
 /// A configuration that cannot be used. Every variant names the file or the field.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +57,12 @@ pub struct ServerConfig {
     pub https_port: u16,
     /// Address the API listens on.
     pub bind_address: IpAddr,
+    /// Port of the built-in MQTT broker.
+    pub mqtt_port: u16,
+    /// Address the built-in broker listens on.
+    pub mqtt_bind: IpAddr,
+    /// `mqtts://host:port` of another broker; the built-in one is not started then.
+    pub broker_url: Option<String>,
     /// Network of the pods.
     pub cluster_cidr: Cidr,
     /// Network of the Services.
@@ -61,8 +71,23 @@ pub struct ServerConfig {
     pub tls_san: Vec<String>,
     /// Name of the pod bridge.
     pub bridge: String,
+    /// How the Service proxy chooses among endpoints.
+    pub proxy_balance: ProxyBalance,
+    /// Addresses for Services of type LoadBalancer.
+    pub load_balancer_pools: Vec<Pool>,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
+}
+
+/// How the Service proxy chooses among the endpoints that may take a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProxyBalance {
+    /// Each in its turn.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest open connections.
+    LeastConnections,
 }
 
 impl Default for ServerConfig {
@@ -72,10 +97,15 @@ impl Default for ServerConfig {
             node_name: None,
             https_port: 6443,
             bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            mqtt_port: 8883,
+            mqtt_bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            broker_url: None,
             cluster_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16),
-            service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16),
+            service_cidr: DEFAULT_SERVICE_CIDR,
             tls_san: Vec::new(),
             bridge: "umiak0".into(),
+            proxy_balance: ProxyBalance::default(),
+            load_balancer_pools: Vec::new(),
             log: "info".into(),
         }
     }
@@ -114,8 +144,17 @@ impl ServerConfig {
         if pods.contains(services.network()) || services.contains(pods.network()) {
             return field("service-cidr", format!("{services} overlaps cluster-cidr {pods}"));
         }
+        for (index, pool) in self.load_balancer_pools.iter().enumerate() {
+            let others = self.load_balancer_pools[..index].iter();
+            if let Err(error) = pool.check(others, &[pods.into(), services.into()]) {
+                return field("load-balancer-pools", error.to_string());
+            }
+        }
         if self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains(['/', ' ']) {
             return field("bridge", format!("{:?} is not an interface name of 1 to 15 characters", self.bridge));
+        }
+        if let Some(url) = &self.broker_url {
+            broker_address(url)?;
         }
         let name = match self.node_name.take() {
             Some(name) => name,
@@ -134,6 +173,26 @@ impl ServerConfig {
             .map_err(|e| wrong("data-dir", format!("{}: {e}", self.data_dir.display())))?;
         Ok(self)
     }
+}
+
+/// Host and port of a broker's URL, as `host:port`.
+///
+/// # Errors
+/// When it is not of the form `mqtts://host` or `mqtts://host:port`.
+pub fn broker_address(url: &str) -> Result<String, Error> {
+    let wrong = |reason: &str| Error::Field { field: "broker-url", reason: format!("{url:?} {reason}") };
+    let rest = url.strip_prefix("mqtts://").ok_or_else(|| wrong("does not begin with mqtts://"))?;
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port.parse().map_err(|_| wrong("has no valid port"))?),
+        _ => (rest, 8883u16),
+    };
+    let inner = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let fits = match inner {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => host.parse::<Ipv4Addr>().is_ok() || is_dns_subdomain(&host.to_lowercase()),
+    };
+    if fits { Ok(format!("{host}:{port}")) } else { Err(wrong("names no host")) }
 }
 
 fn is_dns_subdomain(name: &str) -> bool {
@@ -164,6 +223,18 @@ mod tests {
     }
 
     #[test]
+    fn brokers_have_addresses() {
+        for (url, address) in [
+            ("mqtts://broker.lan", "broker.lan:8883"),
+            ("mqtts://192.0.2.1:1/", "192.0.2.1:1"),
+            ("mqtts://[2001:db8::1]", "[2001:db8::1]:8883"),
+            ("mqtts://[2001:db8::1]:884", "[2001:db8::1]:884"),
+        ] {
+            assert_eq!(broker_address(url).unwrap(), address);
+        }
+    }
+
+    #[test]
     fn wrong_values_are_named() {
         for (text, names) in [
             ("https-prt: 1\n", "https-prt"),
@@ -173,6 +244,12 @@ mod tests {
             ("service-cidr: 10.42.9.0/24\n", "overlaps"),
             ("node-name: Über\n", "node-name"),
             ("bridge: averyveryverylongname\n", "bridge"),
+            ("proxy-balance: random\n", "line 1"),
+            ("load-balancer-pools:\n- {name: a, addresses: [10.0.0.9-10.0.0.1]}\n", "the last comes before the first"),
+            ("load-balancer-pools:\n- {name: a, addresses: [10.42.0.9]}\n", "load-balancer-pools: pool \"a\""),
+            ("broker-url: http://a\n", "broker-url"),
+            ("broker-url: mqtts://a:b\n", "valid port"),
+            ("broker-url: mqtts://\n", "no host"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(names), "{text:?} gave {error:?}");

@@ -21,6 +21,9 @@ pub mod kinds;
 
 pub mod config;
 pub mod pki;
+pub mod clock;
 pub mod cidr;
+pub mod pools;
 pub mod files;
+mod inotify;
 pub mod memory;

@@ -42,7 +42,7 @@ impl Bench {
         let fleet = Fleet::new(registry.clone(), recorder).unwrap();
         let (server, link) = local::pair();
         let (serving, writing, following) = (fleet.clone(), registry.clone(), fleet.clone());
-        let member = Member { name: "pi".into(), pod_cidr: "10.42.0.0/24".into() };
+        let member = Member { name: "pi".into(), pod_cidr: "10.42.0.0/24".into(), uid: None };
         let tasks = vec![
             tokio::spawn(async move { serving.serve(member, server).await }),
             tokio::spawn(async move { writer.run(&writing).await }),

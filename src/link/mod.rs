@@ -1,9 +1,13 @@
 //! The messages between fleet and node, and their carriers.
 //!
-//! A carrier gives each side one end: [`NodeEnd`] and [`ServerEnd`]. Today's is the in-process channel of [`local`].
+//! A carrier gives each side one end: [`NodeEnd`] and [`ServerEnd`]. There are two: the in-process channel of [`local`],
+//! and [`mqtt`], for which the server brings a [`broker`] of its own.
 
+pub mod broker;
 pub mod local;
+pub mod membership;
 pub mod message;
+pub mod mqtt;
 pub mod stream;
 
 use tokio::sync::mpsc;

@@ -18,6 +18,8 @@ use super::error::{At, Error, Result};
 use crate::cidr::Cidr;
 use crate::files;
 use crate::link::message::{Peer, ToNode};
+use crate::network::addresses::LocalAddresses;
+use crate::network::dns;
 use crate::network::services::{Service, ServiceChange, ServiceName, Services};
 
 /// Between a change of the view and the writing of it: a rolling update is one write.
@@ -57,9 +59,19 @@ pub(super) fn run(site: Site) -> impl Future<Output = ()> + Send {
     // From the call on no change is missed, however late the future is polled.
     let changes = Changes::of(&site.view);
     async move {
-        let Site { view, .. } = site;
-        tokio::join!(view.keep(changes));
+        let Site { view, service_cidr, pod_cidr, domain, .. } = site;
+        let names = dns::Config::new(&domain, service_cidr, pod_cidr);
+        tokio::join!(view.keep(changes), name_server(view.services.clone(), names, service_cidr));
     }
+}
+
+/// The name server, at an address of a range that is made local first.
+async fn name_server(services: Services, config: dns::Config, range: Cidr) {
+    let local = async { LocalAddresses::open()?.ensure_local_range(range).await };
+    if let Err(error) = local.await {
+        tracing::error!(%error, %range, "cluster addresses cannot be made local");
+    }
+    dns::run(services, config).await;
 }
 
 /// What the server told of Services and other nodes. Clones are the same view.
@@ -67,7 +79,7 @@ pub(super) fn run(site: Site) -> impl Future<Output = ()> + Send {
 pub(super) struct ServiceView {
     /// The Services.
     pub(super) services: Services,
-    /// The other nodes of the pod network.
+    /// The nodes of the pod network, this one included.
     pub(super) peers: Arc<watch::Sender<Vec<Peer>>>,
     /// The zone this node is in.
     pub(super) zone: Arc<watch::Sender<Option<String>>>,

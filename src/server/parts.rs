@@ -1,7 +1,7 @@
 //! Everything of the server that runs beside the API: controllers, scheduler, fleet, and the node half.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +52,13 @@ impl Parts {
         let mut tasks = JoinSet::new();
         let (events, writer) = events::recorder();
         spawn(&mut tasks, "the event writer", registry, |registry| async move { writer.run(&registry).await });
-        let controllers = controllers::Config { ca: ca.certificate().to_owned() };
+        let controllers = controllers::Config {
+            ca: ca.certificate().to_owned(),
+            pools: config.load_balancer_pools.clone(),
+            api: SocketAddr::new(node_address(config), config.https_port),
+            service_cidr: config.service_cidr,
+            reserved: vec![config.cluster_cidr.into(), config.service_cidr.into()],
+        };
         let (recorder, stop) = (events.clone(), stopped.clone());
         spawn(&mut tasks, "the controllers", registry, |registry| async move {
             log_end("controllers", controllers::run(&registry, &recorder, &controllers, until(stop)).await);
@@ -68,7 +74,7 @@ impl Parts {
             "the Services"
         });
         let (server_end, node_end) = link::local::pair();
-        let member = Member { name: name.clone(), pod_cidr: node_cidr(config).to_string() };
+        let member = Member { name: name.clone(), pod_cidr: node_cidr(config).to_string(), uid: None };
         let serving = fleet.clone();
         tasks.spawn(async move {
             serving.serve(member, server_end).await;
@@ -83,7 +89,7 @@ impl Parts {
             name: name.clone(),
             data_dir: config.data_dir.join("node"),
             images_dir: config.data_dir.join("images"),
-            addresses: vec![node_address(config, &network)],
+            addresses: vec![node_address(config)],
             labels: ["node-role.kubernetes.io/control-plane"].map(|label| (label.to_owned(), "true".to_owned())).into(),
             dns: DnsConfig { servers: vec![dns_address(config).into()], domain: "cluster.local".into() },
             service_cidr: config.service_cidr,
@@ -232,7 +238,7 @@ pub(super) fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {
 }
 
 /// The address that packets to the outside would leave from, or the bridge's where there is no way out.
-fn node_address(config: &ServerConfig, network: &Network) -> IpAddr {
+fn node_address(config: &ServerConfig) -> IpAddr {
     if !config.bind_address.is_unspecified() && !config.bind_address.is_loopback() {
         return config.bind_address;
     }
@@ -240,5 +246,5 @@ fn node_address(config: &ServerConfig, network: &Network) -> IpAddr {
     let outward = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
         .and_then(|socket| socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).map(|()| socket))
         .and_then(|socket| socket.local_addr());
-    outward.map_or_else(|_| network.gateway().into(), |address| address.ip())
+    outward.map_or_else(|_| node_cidr(config).host(1).into(), |address| address.ip())
 }
