@@ -93,6 +93,8 @@ impl Parts {
             labels: ["node-role.kubernetes.io/control-plane"].map(|label| (label.to_owned(), "true".to_owned())).into(),
             dns: DnsConfig { servers: vec![dns_address(config).into()], domain: "cluster.local".into() },
             service_cidr: config.service_cidr,
+            cluster_cidr: config.cluster_cidr,
+            proxy_balance: config.proxy_balance,
         };
         let store = images.clone();
         tasks.spawn(async move {
