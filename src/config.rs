@@ -13,6 +13,9 @@ use crate::pools::Pool;
 /// Where the daemon keeps its data when nothing else is said.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/umiak";
 
+/// Network of the Services when nothing else is said.
+pub const DEFAULT_SERVICE_CIDR: Cidr = Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16);
+
 /// A configuration that cannot be used. Every variant names the file or the field.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -98,7 +101,7 @@ impl Default for ServerConfig {
             mqtt_bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             broker_url: None,
             cluster_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16),
-            service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16),
+            service_cidr: DEFAULT_SERVICE_CIDR,
             tls_san: Vec::new(),
             bridge: "umiak0".into(),
             proxy_balance: ProxyBalance::default(),

@@ -62,6 +62,19 @@ impl LocalAddresses {
         self.add(range.network(), range.prefix()).await
     }
 
+    /// Makes every address of this range local, and of no other range: the configuration may have changed.
+    pub async fn ensure_only_range(&self, range: Cidr) -> Result<()> {
+        for route in self.routes().await? {
+            let is_range = (1..32).contains(&route.header.destination_prefix_length);
+            let is_this = destination(&route) == Some(range.network())
+                && route.header.destination_prefix_length == range.prefix();
+            if is_range && !is_this {
+                self.delete(route, range.network()).await?;
+            }
+        }
+        self.ensure_local_range(range).await
+    }
+
     /// Takes back [`LocalAddresses::ensure_local`].
     pub async fn drop_local(&self, address: Ipv4Addr) -> Result<()> {
         self.remove(address, 32).await
@@ -74,22 +87,22 @@ impl LocalAddresses {
 
     /// The single addresses that are local by [`LocalAddresses::ensure_local`], an earlier process's among them.
     pub async fn local(&self) -> Result<BTreeSet<Ipv4Addr>> {
+        let single = |m: &&RouteMessage| m.header.destination_prefix_length == 32;
+        Ok(self.routes().await?.iter().filter(single).filter_map(destination).collect())
+    }
+
+    /// What is local by this program's routes.
+    async fn routes(&self) -> Result<Vec<RouteMessage>> {
         let query = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let routes: Vec<RouteMessage> = self
-            .links
-            .handle()
-            .route()
-            .get(query)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| failed("list", "local routes", e))?;
-        let ours = |m: &&RouteMessage| {
+        let routes = self.links.handle().route().get(query).execute();
+        let mut routes: Vec<RouteMessage> =
+            routes.try_collect().await.map_err(|e| failed("list", "local routes", e))?;
+        routes.retain(|m| {
             m.header.protocol == PROTOCOL
                 && m.header.kind == RouteType::Local
-                && m.header.destination_prefix_length == 32
-        };
-        Ok(routes.iter().filter(ours).filter_map(destination).collect())
+                && u32::from(m.header.table) == TABLE_LOCAL
+        });
+        Ok(routes)
     }
 
     async fn add(&self, address: Ipv4Addr, prefix: u8) -> Result<()> {
@@ -98,7 +111,11 @@ impl LocalAddresses {
     }
 
     async fn remove(&self, address: Ipv4Addr, prefix: u8) -> Result<()> {
-        match self.links.handle().route().del(route(address, prefix)).execute().await {
+        self.delete(route(address, prefix), address).await
+    }
+
+    async fn delete(&self, route: RouteMessage, address: Ipv4Addr) -> Result<()> {
+        match self.links.handle().route().del(route).execute().await {
             Err(e) if code(&e) != Some(libc::ESRCH) => Err(failed("give up", address, e)),
             _ => Ok(()),
         }

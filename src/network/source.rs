@@ -48,3 +48,28 @@ pub(super) fn remove(bridge: &str) -> Result<()> {
 fn table(bridge: &str) -> String {
     format!("{bridge}-source")
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::network::tests::on_a_node;
+
+    #[test]
+    fn the_rule_is_what_it_says() {
+        on_a_node(async |_| {
+            install("umiak0", "10.77.0.0/24".parse().unwrap()).unwrap();
+            install("umiak0", "10.77.0.0/24".parse().unwrap()).unwrap();
+            let rule = "iifname \"umiak0\" ip saddr 10.77.0.0/24 socket transparent 1 meta mark set 0x756d6961";
+            assert!(tables().contains(rule), "{}", tables());
+            remove("umiak0").unwrap();
+            remove("umiak0").unwrap();
+            assert_eq!(tables(), "");
+        });
+    }
+
+    fn tables() -> String {
+        let output = std::process::Command::new("nft").args(["list", "ruleset"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+}

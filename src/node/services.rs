@@ -79,7 +79,7 @@ async fn name_server(services: Services, config: dns::Config, range: Cidr) {
 pub(super) struct ServiceView {
     /// The Services.
     pub(super) services: Services,
-    /// The other nodes of the pod network.
+    /// The nodes of the pod network, this one included.
     pub(super) peers: Arc<watch::Sender<Vec<Peer>>>,
     /// The zone this node is in.
     pub(super) zone: Arc<watch::Sender<Option<String>>>,

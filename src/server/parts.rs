@@ -1,7 +1,7 @@
 //! Everything of the server that runs beside the API: controllers, scheduler, fleet, and the node half.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +55,8 @@ impl Parts {
         let controllers = controllers::Config {
             ca: ca.certificate().to_owned(),
             pools: config.load_balancer_pools.clone(),
+            api: SocketAddr::new(node_address(config), config.https_port),
+            service_cidr: config.service_cidr,
             reserved: vec![config.cluster_cidr.into(), config.service_cidr.into()],
         };
         let (recorder, stop) = (events.clone(), stopped.clone());
@@ -66,6 +68,11 @@ impl Parts {
             log_end("scheduler", scheduler::run(&registry, &recorder, until(stopped)).await);
         });
         let fleet = Fleet::new(registry.clone(), events).map_err(Error::Bootstrap)?;
+        let following = fleet.clone();
+        tasks.spawn(async move {
+            following.follow_services().await;
+            "the Services"
+        });
         let (server_end, node_end) = link::local::pair();
         let member = Member { name: name.clone(), pod_cidr: node_cidr(config).to_string(), uid: None };
         let serving = fleet.clone();
@@ -82,7 +89,7 @@ impl Parts {
             name: name.clone(),
             data_dir: config.data_dir.join("node"),
             images_dir: config.data_dir.join("images"),
-            addresses: vec![node_address(config, &network)],
+            addresses: vec![node_address(config)],
             labels: ["node-role.kubernetes.io/control-plane"].map(|label| (label.to_owned(), "true".to_owned())).into(),
             dns: DnsConfig { servers: vec![dns_address(config).into()], domain: "cluster.local".into() },
             service_cidr: config.service_cidr,
@@ -231,7 +238,7 @@ pub(super) fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {
 }
 
 /// The address that packets to the outside would leave from, or the bridge's where there is no way out.
-fn node_address(config: &ServerConfig, network: &Network) -> IpAddr {
+fn node_address(config: &ServerConfig) -> IpAddr {
     if !config.bind_address.is_unspecified() && !config.bind_address.is_loopback() {
         return config.bind_address;
     }
@@ -239,5 +246,5 @@ fn node_address(config: &ServerConfig, network: &Network) -> IpAddr {
     let outward = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
         .and_then(|socket| socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).map(|()| socket))
         .and_then(|socket| socket.local_addr());
-    outward.map_or_else(|_| network.gateway().into(), |address| address.ip())
+    outward.map_or_else(|_| node_cidr(config).host(1).into(), |address| address.ip())
 }

@@ -55,7 +55,9 @@ impl Affinity {
         }
         let mut seen: Vec<(u32, Ipv4Addr)> = clients.iter().map(|(client, kept)| (kept.seen, *client)).collect();
         let (oldest, _, _) = seen.select_nth_unstable(MAX_CLIENTS / 4);
-        oldest.iter().for_each(|(_, client)| drop(clients.remove(client)));
+        for (_, client) in oldest {
+            clients.remove(client);
+        }
     }
 
     fn clients(&self) -> MutexGuard<'_, HashMap<Ipv4Addr, Kept>> {

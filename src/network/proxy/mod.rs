@@ -12,12 +12,6 @@ use super::services::Protocol;
 use crate::cidr::Cidr;
 use crate::config::ProxyBalance;
 
-mod affinity;
-mod balancer;
-mod policy;
-mod table;
-#[cfg(test)]
-mod testing;
 
 /// What the proxy needs to know of its node.
 #[derive(Clone, Debug)]
@@ -40,7 +34,19 @@ pub struct Config {
     pub balance: ProxyBalance,
 }
 
+mod affinity;
+mod balancer;
 pub mod engine;
+mod health;
+mod policy;
+mod run;
+mod table;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use run::{StartError, run};
 
 /// Who answers at one listening address. Called on the data plane's thread: must not block.
 pub trait Frontend: Send + Sync + 'static {

@@ -1,6 +1,6 @@
 //! Which endpoints of a Service take a client: kube-proxy's rules (pkg/proxy/topology.go), as pure functions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use super::Config;
@@ -110,6 +110,13 @@ fn leads_back(service: &Service, protocol: Protocol, address: SocketAddrV4, here
         || ((service.external_ips.contains(&ip) || service.load_balancer_ips.contains(&ip))
             && own_ports.clone().any(|p| p.port == address.port()))
         || (is_own_node_port(ip) && own_ports.any(|p| p.node_port == Some(address.port())))
+}
+
+/// How many endpoints of this node are ready, on whatever port.
+pub(super) fn local_ready(service: &Service, here: &Config) -> usize {
+    let endpoints = service.slices.iter().flat_map(|slice| &slice.endpoints);
+    let local = endpoints.filter(|e| e.ready && e.node.as_deref() == Some(&*here.node)).map(|e| e.address);
+    local.collect::<BTreeSet<IpAddr>>().len()
 }
 
 /// `loadBalancerSourceRanges`.

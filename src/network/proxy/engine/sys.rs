@@ -5,6 +5,7 @@ use std::mem;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -26,11 +27,18 @@ pub(super) fn tcp_listener(address: SocketAddrV4) -> io::Result<OwnedFd> {
     // only where both say that they know (SO_REUSEPORT).
     setsockopt(&listener, sockopt::ReuseAddr, &true)?;
     setsockopt(&listener, sockopt::ReusePort, &true)?;
-    setsockopt(&listener, sockopt::IpFreebind, &true)?;
+    allow_any_address(&listener, address)?;
     set_stream_options(&listener)?;
     bind(listener.as_raw_fd(), &SockaddrIn::from(address))?;
     listen(&listener, Backlog::new(BACKLOG)?)?;
     Ok(listener)
+}
+
+/// Lets a listener have an address that is no interface's, and answer from it where no local route says it is ours
+/// (see `network::intake`).
+fn allow_any_address(listener: &OwnedFd, address: SocketAddrV4) -> nix::Result<()> {
+    setsockopt(listener, sockopt::IpFreebind, &true)?;
+    if address.ip().is_unspecified() { Ok(()) } else { setsockopt(listener, sockopt::IpTransparent, &true) }
 }
 
 fn stream_socket() -> nix::Result<OwnedFd> {
@@ -98,7 +106,7 @@ pub(super) fn splice(from: &impl AsRawFd, to: &impl AsRawFd, count: usize) -> ni
 pub(super) fn udp_listener(address: SocketAddrV4) -> io::Result<UdpSocket> {
     let listener = datagram_socket()?;
     setsockopt(&listener, sockopt::ReusePort, &true)?;
-    setsockopt(&listener, sockopt::IpFreebind, &true)?;
+    allow_any_address(&listener, address)?;
     if address.ip().is_unspecified() {
         setsockopt(&listener, sockopt::Ipv4PacketInfo, &true)?;
     }
@@ -128,6 +136,14 @@ pub(super) fn is_exhausted(error: Errno) -> bool {
 /// Whether the kernel refuses to let us send from somebody else's address.
 pub(super) fn is_source_refused(error: Errno) -> bool {
     matches!(error, Errno::EPERM | Errno::EACCES | Errno::ENOPROTOOPT | Errno::EADDRNOTAVAIL | Errno::EINVAL)
+}
+
+/// Says so, once.
+pub(super) fn note_source_refused(error: Errno) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        tracing::warn!(%error, "the kernel does not let connections keep their clients' addresses");
+    }
 }
 
 pub(super) fn address(raw: &libc::sockaddr_in) -> SocketAddrV4 {

@@ -2,9 +2,7 @@
 
 use std::net::{SocketAddrV4, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 
 use super::super::super::{Backend, Frontend};
@@ -205,21 +203,12 @@ impl Connection {
     }
 }
 
-/// Begins to connect; from the client's address where that is wished for and possible.
-fn open(backend: Backend, peer: SocketAddrV4) -> nix::Result<TcpStream> {
-    if backend.keep_source {
-        match sys::tcp_connect(backend.endpoint, Some(*peer.ip())) {
-            Err(error) if sys::is_source_refused(error) => note_source_refused(error),
-            result => return result,
-        }
+/// Begins to connect, from the client's address where that is wished for and possible.
+fn open(backend: Backend, client: SocketAddrV4) -> nix::Result<TcpStream> {
+    match backend.keep_source.then(|| sys::tcp_connect(backend.endpoint, Some(*client.ip()))) {
+        Some(Err(error)) if sys::is_source_refused(error) => sys::note_source_refused(error),
+        Some(opened) => return opened,
+        None => {}
     }
     sys::tcp_connect(backend.endpoint, None)
-}
-
-/// Says once that clients' addresses cannot be kept.
-pub(in super::super) fn note_source_refused(error: Errno) {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    if !SAID.swap(true, Ordering::Relaxed) {
-        tracing::warn!(%error, "the kernel does not let connections keep their clients' addresses");
-    }
 }

@@ -18,8 +18,6 @@ use super::timers::{Tick, Timers};
 use connection::{Connection, End, Next};
 use lane::Tools;
 
-pub(super) use connection::note_source_refused;
-
 mod connection;
 mod lane;
 mod pipes;

@@ -14,6 +14,7 @@ use super::super::{Backend, Command, Frontend, Listen};
 use super::{Engine, Report};
 
 mod relay;
+mod udp;
 
 /// Longest anything here may take.
 const SOON: Duration = Duration::from_secs(20);
