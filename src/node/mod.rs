@@ -25,6 +25,7 @@ mod service_env;
 mod services;
 mod status;
 mod streams;
+mod view;
 mod volumes;
 mod worker;
 
@@ -40,6 +41,7 @@ use tokio::time::MissedTickBehavior;
 
 pub use error::{Error, Result};
 pub use files::DnsConfig;
+pub use view::{PodView, View};
 
 use crate::cidr::Cidr;
 use crate::image::ImageStore;
@@ -80,6 +82,8 @@ pub struct NodeConfig {
     pub dns: DnsConfig,
     /// Cluster addresses of Services.
     pub service_cidr: Cidr,
+    /// Shows what runs.
+    pub view: View,
 }
 
 /// Runs the node half until the link's carrier is gone for good. Dropping the future stops it; pods go on without it.
@@ -94,7 +98,7 @@ pub async fn run(
     mut link: NodeEnd,
 ) -> Result<()> {
     let pods = Pods::open(&config.data_dir)?;
-    let outbox = Outbox::default();
+    let outbox = Outbox::new(config.view.clone());
     let image_changes = watch::Sender::new(0u64);
     let machine = Machine::measure(&config.data_dir);
     let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };
