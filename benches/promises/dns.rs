@@ -71,7 +71,8 @@ pub fn measure(cluster: &Cluster) {
         }
     });
     let figures = inside(cluster, move || load(&questions, QUERIES));
-    let how = format!("{CLIENTS} clients, {SERVICES} Services: 6 of 10 Services, 3 missing by the search list, 1 outside");
+    let how =
+        format!("{CLIENTS} clients, {SERVICES} Services: 6 of 10 Services, 3 missing by the search list, 1 outside");
     table::at_most("DNS: failed of 100,000 queries", "", 0.0, figures.failures as f64, &how);
     table::plain("DNS: queries", "/s", QUERIES as f64 / figures.took.as_secs_f64(), &how);
     table::plain("DNS: answered, median", "ms", figures.percentile(50), &how);
@@ -85,9 +86,8 @@ pub fn measure(cluster: &Cluster) {
 /// Asks for outside names nobody answers for, and for the cluster's own meanwhile.
 fn unanswered(cluster: &Cluster) {
     let own = [asked("s1.default.svc.cluster.local.", RecordType::A, ResponseCode::NoError)];
-    let outside: Vec<Asked> = (0..CLIENTS)
-        .map(|n| asked(&format!("unknown{n}.example."), RecordType::A, ResponseCode::ServFail))
-        .collect();
+    let outside: Vec<Asked> =
+        (0..CLIENTS).map(|n| asked(&format!("unknown{n}.example."), RecordType::A, ResponseCode::ServFail)).collect();
     let namespace = namespace(cluster);
     let failing = std::thread::spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
