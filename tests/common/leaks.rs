@@ -89,8 +89,9 @@ pub fn interfaces(netns: &str) -> Vec<String> {
     let output = Command::new("ip").args(["-n", netns, "-o", "link"]).output().unwrap();
     let name = |line: &str| line.split(": ").nth(1).map(|n| n.split('@').next().unwrap_or(n).to_owned());
     // Tunnel devices that the kernel itself puts into every namespace.
-    let own =
-        |n: &String| n != "lo" && n != UPLINK && !["sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0"].contains(&n.as_str());
+    let own = |n: &String| {
+        n != "lo" && n != UPLINK && !["sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0"].contains(&n.as_str())
+    };
     text(&output.stdout).lines().filter_map(name).filter(own).collect()
 }
 

@@ -75,7 +75,15 @@ impl Cluster {
         assert!(nix::unistd::geteuid().is_root(), "these tests make containers: run them as root");
         let dir = tempfile::Builder::new().prefix("umiak-test-").tempdir().unwrap();
         let kubectl = kubectls().pop().expect("kubectl 1.27 or newer is needed: see README.md");
-        Self { netns: Netns::new(), dir, daemon: None, starts: 0, kubectl, log_filter: "info,umiak=debug", server_args: Vec::new() }
+        Self {
+            netns: Netns::new(),
+            dir,
+            daemon: None,
+            starts: 0,
+            kubectl,
+            log_filter: "info,umiak=debug",
+            server_args: Vec::new(),
+        }
     }
 
     pub fn data_dir(&self) -> PathBuf {
