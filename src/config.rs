@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::cidr::Cidr;
+use crate::pools::Pool;
 
 pub use agent::AgentConfig;
 
@@ -19,6 +20,8 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/umiak";
 
 /// Where nodes find their server when nothing else is said.
 pub const MQTT_PORT: u16 = 8883;
+/// Network of the Services when nothing else is said.
+pub const DEFAULT_SERVICE_CIDR: Cidr = Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16);
 
 /// A configuration that cannot be used. Every variant names the file or the field.
 #[derive(Debug, thiserror::Error)]
@@ -79,8 +82,23 @@ pub struct ServerConfig {
     pub tls_san: Vec<String>,
     /// Name of the pod bridge.
     pub bridge: String,
+    /// How the Service proxy chooses among endpoints.
+    pub proxy_balance: ProxyBalance,
+    /// Addresses for Services of type LoadBalancer.
+    pub load_balancer_pools: Vec<Pool>,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
+}
+
+/// How the Service proxy chooses among the endpoints that may take a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProxyBalance {
+    /// Each in its turn.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest open connections.
+    LeastConnections,
 }
 
 impl Default for ServerConfig {
@@ -96,9 +114,11 @@ impl Default for ServerConfig {
             no_node: false,
             broker_url: None,
             cluster_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16),
-            service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16),
+            service_cidr: DEFAULT_SERVICE_CIDR,
             tls_san: Vec::new(),
             bridge: "umiak0".into(),
+            proxy_balance: ProxyBalance::default(),
+            load_balancer_pools: Vec::new(),
             log: "info".into(),
         }
     }
@@ -128,6 +148,12 @@ impl ServerConfig {
         let (pods, services) = (self.cluster_cidr, self.service_cidr);
         if pods.contains(services.network()) || services.contains(pods.network()) {
             return field("service-cidr", format!("{services} overlaps cluster-cidr {pods}"));
+        }
+        for (index, pool) in self.load_balancer_pools.iter().enumerate() {
+            let others = self.load_balancer_pools[..index].iter();
+            if let Err(error) = pool.check(others, &[pods.into(), services.into()]) {
+                return field("load-balancer-pools", error.to_string());
+            }
         }
         check_bridge(&self.bridge)?;
         let addresses = self.join_addresses.iter().map(|text| server_address("join-addresses", text));
@@ -264,6 +290,9 @@ mod tests {
             ("service-cidr: 10.42.9.0/24\n", "overlaps"),
             ("node-name: Über\n", "node-name"),
             ("bridge: averyveryverylongname\n", "bridge"),
+            ("proxy-balance: random\n", "line 1"),
+            ("load-balancer-pools:\n- {name: a, addresses: [10.0.0.9-10.0.0.1]}\n", "the last comes before the first"),
+            ("load-balancer-pools:\n- {name: a, addresses: [10.42.0.9]}\n", "load-balancer-pools: pool \"a\""),
             ("broker-url: http://a\n", "broker-url"),
             ("broker-url: mqtts://a:b\n", "valid port"),
             ("broker-url: mqtts://\n", "no host"),

@@ -25,5 +25,7 @@ pub mod config;
 pub mod pki;
 pub mod clock;
 pub mod cidr;
+pub mod pools;
 pub mod files;
+mod inotify;
 pub mod memory;

@@ -27,6 +27,8 @@ pub(super) struct Identity {
     pub(super) name: String,
     /// The addresses of its pods.
     pub(super) pod_cidr: Cidr,
+    /// Cluster addresses of Services.
+    pub(super) service_cidr: Cidr,
     /// Of the CA's certificate.
     pub(super) ca_fingerprint: Fingerprint,
     /// End of its certificate, since 1970.
@@ -51,6 +53,7 @@ impl Identity {
         Ok(Self {
             name: granted.name.clone(),
             pod_cidr: granted.pod_cidr,
+            service_cidr: granted.service_cidr,
             ca_fingerprint: pki::fingerprint(&granted.ca)?,
             expires: expires.ok_or_else(|| pki::Error::Tls("the certificate is not readable".into()))?,
             servers,

@@ -26,14 +26,16 @@ pub struct BoardConfig {
     pub data_dir: PathBuf,
     /// Its name in the cluster.
     pub name: String,
-    /// Its address, where it is not for the board to find out.
-    pub address: Option<IpAddr>,
+    /// Its address.
+    pub address: IpAddr,
     /// Labels beside those every node has.
     pub labels: BTreeMap<String, String>,
     /// Name of the pods' bridge.
     pub bridge: String,
     /// The addresses of its pods.
     pub pod_cidr: Cidr,
+    /// Cluster addresses of Services; every node's name server answers at the tenth.
+    pub service_cidr: Cidr,
 }
 
 /// A node half that is ready to run.
@@ -55,14 +57,15 @@ impl Board {
         let network = network_config(&config);
         record_network(&config.data_dir, &network)?;
         let network = Arc::new(Network::open(network).await?);
-        let address = config.address.unwrap_or_else(|| own_address(&config.bridge, &network));
+        let name_server = config.service_cidr.host(10);
         let node = NodeConfig {
             name: config.name,
             data_dir: config.data_dir.join("node"),
             images_dir: config.data_dir.join("images"),
-            addresses: vec![address],
+            addresses: vec![config.address],
             labels: config.labels,
-            dns: DnsConfig { servers: Vec::new(), domain: "cluster.local".into() },
+            dns: DnsConfig { servers: vec![name_server.into()], domain: "cluster.local".into() },
+            service_cidr: config.service_cidr,
             view: node::View::default(),
         };
         Ok(Self { images, runtime, network, node })
@@ -122,11 +125,6 @@ fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {
     let (bridge, cidr) = text.trim().split_once(' ')?;
     let state_dir = data_dir.join("node/network");
     Some(NetworkConfig { bridge: bridge.into(), pod_cidr: cidr.parse().ok()?, state_dir, mtu: MTU })
-}
-
-/// The address of the board, or the bridge's where it is alone.
-fn own_address(bridge: &str, network: &Network) -> IpAddr {
-    host_address(bridge).unwrap_or_else(|| network.gateway().into())
 }
 
 /// The address that packets to the outside would leave from; where there is no way out, that of the first interface that

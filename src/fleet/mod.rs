@@ -12,6 +12,7 @@ mod members_tests;
 mod node;
 pub mod presence;
 mod report;
+mod services;
 pub mod tokens;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ pub struct Fleet {
     registry: Registry,
     kinds: Kinds,
     events: EventRecorder,
+    cluster: services::Cluster,
     sessions: Mutex<HashMap<String, Session>>,
 }
 
@@ -58,6 +60,8 @@ struct Kinds {
     pods: Arc<Kind>,
     nodes: Arc<Kind>,
     leases: Arc<Kind>,
+    services: Arc<Kind>,
+    slices: Arc<Kind>,
     /// What pods refer to, as far as it is served.
     used: Vec<Arc<Kind>>,
 }
@@ -72,6 +76,8 @@ impl Kinds {
             pods: kind("", "Pod")?,
             nodes: kind("", "Node")?,
             leases: kind("coordination.k8s.io", "Lease")?,
+            services: kind("", "Service")?,
+            slices: kind("discovery.k8s.io", "EndpointSlice")?,
             used: ["ConfigMap", "Secret"]
                 .into_iter()
                 .filter_map(|name| registry.kinds().by_kind("", "v1", name))
@@ -99,7 +105,18 @@ impl Fleet {
     /// A fleet without nodes. Fails if the registry does not serve the kinds it needs.
     pub fn new(registry: Registry, events: EventRecorder) -> Result<Arc<Self>, Status> {
         let kinds = Kinds::of(&registry)?;
-        Ok(Arc::new(Self { registry, kinds, events, sessions: Mutex::default() }))
+        Ok(Arc::new(Self {
+            registry,
+            kinds,
+            events,
+            cluster: services::Cluster::default(),
+            sessions: Mutex::default(),
+        }))
+    }
+
+    /// Keeps up to date what nodes are told of Services; never ends. Without it they are told of no Service.
+    pub async fn follow_services(&self) {
+        self.cluster.follow(&self.registry, &self.kinds).await;
     }
 
     /// Looks after one node until its carrier is gone, a newer one takes its place, or its Node object is removed: the
@@ -130,7 +147,7 @@ impl Fleet {
         };
         tokio::select! {
             () = self.receive(&member, rx, &ask, &present) => {}
-            () = desired::keep(&self.registry, &self.kinds, &member.name, asked, tx) => {}
+            () = desired::keep(self, &member.name, asked, tx) => {}
             () = renew => {}
             () = ended => {}
         }

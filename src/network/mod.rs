@@ -17,13 +17,22 @@ use links::Links;
 pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
 
+pub mod addresses;
+pub mod arp;
+pub mod dns;
 mod error;
+mod intake;
+mod interfaces;
+pub mod lan;
 mod leases;
 mod links;
 mod masquerade;
 mod netns;
+mod nft;
+mod ownership;
 pub mod proxy;
 pub mod services;
+mod source;
 
 /// What [`Network::open`] needs to know.
 #[derive(Clone, Debug)]
@@ -95,6 +104,11 @@ impl Network {
         self.config.pod_cidr.host(1)
     }
 
+    /// The bridge's name.
+    pub fn bridge(&self) -> &str {
+        &self.config.bridge
+    }
+
     /// The addresses pods get.
     pub fn pod_cidr(&self) -> Cidr {
         self.config.pod_cidr
@@ -160,7 +174,9 @@ impl Network {
         self.links.delete(&self.config.bridge).await?;
         if self.masquerade.is_ok() {
             masquerade::remove(&self.config.bridge)?;
+            source::remove(&self.config.bridge)?;
         }
+        intake::remove_all(&self.links).await?;
         self.leases.into_inner().unwrap_or_else(PoisonError::into_inner).destroy()
     }
 
@@ -203,5 +219,7 @@ fn failed(operation: &'static str, subject: &str, cause: io::Error) -> Error {
     Error::Netlink { operation, subject: subject.to_owned(), cause: cause.to_string() }
 }
 
+#[cfg(test)]
+mod test_lan;
 #[cfg(test)]
 mod tests;

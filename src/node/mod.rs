@@ -16,12 +16,13 @@ mod expand;
 mod fd;
 mod files;
 mod info;
-mod inotify;
 mod logs;
 mod outbox;
 mod pod;
 mod probes;
 mod resources;
+mod service_env;
+mod services;
 mod status;
 mod streams;
 mod view;
@@ -42,7 +43,9 @@ pub use error::{Error, Result};
 pub use files::DnsConfig;
 pub use view::{PodView, View};
 
+use crate::cidr::Cidr;
 use crate::image::ImageStore;
+use crate::inotify::{self, Watcher};
 use crate::link::NodeEnd;
 use crate::link::message::ToNode;
 use crate::link::stream::StreamRequest;
@@ -52,8 +55,8 @@ use agent::Agent;
 use disk::Pods;
 use engine::{Real, blocking};
 use info::{Identity, Machine};
-use inotify::Watcher;
 use outbox::Outbox;
+use services::{ServiceView, Site};
 use worker::{Left, Sandboxes, Shared};
 
 /// Streams into pods at a time; more wait.
@@ -79,6 +82,8 @@ pub struct NodeConfig {
     pub dns: DnsConfig,
     /// Shows what runs.
     pub view: View,
+    /// Cluster addresses of Services.
+    pub service_cidr: Cidr,
 }
 
 /// Runs the node half until the link's carrier is gone for good. Dropping the future stops it; pods go on without it.
@@ -98,6 +103,19 @@ pub async fn run(
     let machine = Machine::measure(&config.data_dir);
     let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };
     let sandboxes = Sandboxes::default();
+    let view = ServiceView::load(&config.data_dir).await;
+    let site = Site {
+        view: view.clone(),
+        node: config.name.clone(),
+        addresses: config.addresses.clone(),
+        labels: config.labels.clone(),
+        service_cidr: config.service_cidr,
+        pod_cidr: network.pod_cidr(),
+        bridge: network.bridge().to_owned(),
+        domain: config.dns.domain.clone(),
+    };
+    let mut parts = JoinSet::new();
+    parts.spawn(services::run(site));
     let shared = Arc::new(Shared {
         engine,
         outbox: outbox.clone(),
@@ -106,6 +124,7 @@ pub async fn run(
         seccomp: config.data_dir.join("seccomp"),
         facts: machine.facts(&config.addresses),
         sandboxes: sandboxes.clone(),
+        services: view,
     });
     let mut agent = Agent::new(shared, pods);
     take_over(&mut agent, &runtime, &network).await?;

@@ -73,7 +73,7 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
     let mut signals = Signals::new()?;
 
     let store = Store::open(store_options(data_dir))?;
-    let registry = Registry::new(store.clone(), KindTable::builtin());
+    let registry = Registry::with_services(store.clone(), KindTable::builtin(), config.service_cidr);
     registry.bootstrap().await.map_err(Error::Bootstrap)?;
     let ca = Arc::new(Ca::open(&data_dir.join("server/pki"))?);
     let tls = server_tls(&config, ca.clone())?;

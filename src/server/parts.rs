@@ -1,5 +1,6 @@
 //! Everything of the server that runs beside the API: controllers, scheduler, fleet, and the node half.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::task::JoinSet;
 use super::{Error, nodes, until};
 use crate::api;
 use crate::config::ServerConfig;
-use crate::daemon::board::{Board, BoardConfig};
+use crate::daemon::board::{Board, BoardConfig, host_address};
 use crate::daemon::{log_end, status};
 use crate::fleet::members::{Cluster, Members};
 use crate::fleet::{Fleet, Member, addresses};
@@ -48,7 +49,13 @@ impl Parts {
         let mut tasks = JoinSet::new();
         let (events, writer) = events::recorder();
         spawn(&mut tasks, "the event writer", registry, |registry| async move { writer.run(&registry).await });
-        let controllers = controllers::Config { ca: ca.certificate().to_owned() };
+        let controllers = controllers::Config {
+            ca: ca.certificate().to_owned(),
+            pools: config.load_balancer_pools.clone(),
+            api: SocketAddr::new(own_address(config), config.https_port),
+            service_cidr: config.service_cidr,
+            reserved: vec![config.cluster_cidr.into(), config.service_cidr.into()],
+        };
         let (recorder, stop) = (events.clone(), stopped.clone());
         spawn(&mut tasks, "the controllers", registry, |registry| async move {
             log_end("controllers", controllers::run(&registry, &recorder, &controllers, until(stop)).await);
@@ -58,6 +65,11 @@ impl Parts {
             log_end("scheduler", scheduler::run(&registry, &recorder, until(stopped)).await);
         });
         let fleet = Fleet::new(registry.clone(), events).map_err(Error::Bootstrap)?;
+        let following = fleet.clone();
+        tasks.spawn(async move {
+            following.follow_services().await;
+            "the Services"
+        });
         let members = Members::new(fleet.clone(), ca.clone(), cluster(config));
         let watching = members.clone();
         spawn(&mut tasks, "the watch over nodes", registry, |_| async move { watching.watch_over().await });
@@ -150,6 +162,15 @@ fn cluster(config: &ServerConfig) -> Cluster {
     Cluster { cluster_cidr: config.cluster_cidr, service_cidr: config.service_cidr, own_node: own_name(config) }
 }
 
+/// This machine's address in the cluster.
+fn own_address(config: &ServerConfig) -> IpAddr {
+    if !config.bind_address.is_unspecified() && !config.bind_address.is_loopback() {
+        return config.bind_address;
+    }
+    let alone = || addresses::first(config.cluster_cidr).host(1).into();
+    host_address(&config.bridge).unwrap_or_else(alone)
+}
+
 /// Starts the node half of this machine; returns its image store and what it shows.
 async fn own_node(
     config: &ServerConfig,
@@ -158,14 +179,14 @@ async fn own_node(
 ) -> Result<(Arc<ImageStore>, View), Error> {
     let name = config.node_name.clone().unwrap_or_default();
     let pod_cidr = addresses::first(config.cluster_cidr);
-    let given = !config.bind_address.is_unspecified() && !config.bind_address.is_loopback();
     let board = Board::open(BoardConfig {
         data_dir: config.data_dir.clone(),
         name: name.clone(),
-        address: given.then_some(config.bind_address),
+        address: own_address(config),
         labels: ["node-role.kubernetes.io/control-plane"].map(|label| (label.to_owned(), "true".to_owned())).into(),
         bridge: config.bridge.clone(),
         pod_cidr,
+        service_cidr: config.service_cidr,
     })
     .await?;
     let parts = (board.images(), board.view());
