@@ -18,10 +18,10 @@ pub use agent::AgentConfig;
 /// Where the daemon keeps its data when nothing else is said.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/umiak";
 
-/// Where nodes find their server when nothing else is said.
-pub const MQTT_PORT: u16 = 8883;
 /// Network of the Services when nothing else is said.
 pub const DEFAULT_SERVICE_CIDR: Cidr = Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16);
+/// Where nodes find their server when nothing else is said.
+pub const MQTT_PORT: u16 = 8883;
 
 /// A configuration that cannot be used. Every variant names the file or the field.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::config::AgentConfig;
-use crate::daemon::board::{Board, BoardConfig, host_address};
+use crate::daemon::board::{Board, BoardConfig};
 use crate::daemon::{self, Signals, notify, status};
 use crate::link::membership::{InvalidToken, Refused, Token, cluster_id};
 use crate::link::mqtt::{self, LinkState};
@@ -126,7 +126,7 @@ fn board_config(config: &AgentConfig, identity: &Identity) -> BoardConfig {
     BoardConfig {
         data_dir: config.data_dir.clone(),
         name: identity.name.clone(),
-        address: host_address(&config.bridge).unwrap_or_else(|| identity.pod_cidr.host(1).into()),
+        address: None,
         labels: [].into(),
         bridge: config.bridge.clone(),
         pod_cidr: identity.pod_cidr,

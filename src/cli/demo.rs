@@ -53,11 +53,11 @@ impl ThrowAway {
         let [port, mqtt_port] = free_ports()?;
         let log = std::fs::File::create(data_dir.join("umiak.log"))?;
         let config = data_dir.join("umiak.yaml");
-        std::fs::write(&config, format!("mqtt-bind: 127.0.0.1\nmqtt-port: {mqtt_port}\n{CONFIG}"))?;
+        std::fs::write(&config, format!("mqtt-port: {mqtt_port}\n{CONFIG}"))?;
         let daemon = Command::new(std::env::current_exe()?)
             .args(["server", "--bind-address", "127.0.0.1", "--node-name", "demo", "--bridge", "umdemo0"])
             .args(["--cluster-cidr", "10.142.0.0/16", "--service-cidr", "10.143.0.0/16"])
-            .args(["--https-port", &port.to_string(), "--config"])
+            .args(["--mqtt-bind", "127.0.0.1", "--https-port", &port.to_string(), "--config"])
             .arg(&config)
             .arg("--data-dir")
             .arg(&data_dir)

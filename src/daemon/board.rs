@@ -26,15 +26,15 @@ pub struct BoardConfig {
     pub data_dir: PathBuf,
     /// Its name in the cluster.
     pub name: String,
-    /// Its address.
-    pub address: IpAddr,
+    /// Its address, where it is not for the board to find out.
+    pub address: Option<IpAddr>,
     /// Labels beside those every node has.
     pub labels: BTreeMap<String, String>,
     /// Name of the pods' bridge.
     pub bridge: String,
     /// The addresses of its pods.
     pub pod_cidr: Cidr,
-    /// Cluster addresses of Services; every node's name server answers at the tenth.
+    /// Cluster addresses of Services, the name server's among them.
     pub service_cidr: Cidr,
 }
 
@@ -57,14 +57,14 @@ impl Board {
         let network = network_config(&config);
         record_network(&config.data_dir, &network)?;
         let network = Arc::new(Network::open(network).await?);
-        let name_server = config.service_cidr.host(10);
+        let address = config.address.unwrap_or_else(|| own_address(&config.bridge, &network));
         let node = NodeConfig {
             name: config.name,
             data_dir: config.data_dir.join("node"),
             images_dir: config.data_dir.join("images"),
-            addresses: vec![config.address],
+            addresses: vec![address],
             labels: config.labels,
-            dns: DnsConfig { servers: vec![name_server.into()], domain: "cluster.local".into() },
+            dns: DnsConfig { servers: vec![config.service_cidr.host(10).into()], domain: "cluster.local".into() },
             service_cidr: config.service_cidr,
             view: node::View::default(),
         };
@@ -125,6 +125,11 @@ fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {
     let (bridge, cidr) = text.trim().split_once(' ')?;
     let state_dir = data_dir.join("node/network");
     Some(NetworkConfig { bridge: bridge.into(), pod_cidr: cidr.parse().ok()?, state_dir, mtu: MTU })
+}
+
+/// The address of the board, or the bridge's where it is alone.
+fn own_address(bridge: &str, network: &Network) -> IpAddr {
+    host_address(bridge).unwrap_or_else(|| network.gateway().into())
 }
 
 /// The address that packets to the outside would leave from; where there is no way out, that of the first interface that

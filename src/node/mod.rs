@@ -80,10 +80,10 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// Name resolution in pods.
     pub dns: DnsConfig,
-    /// Shows what runs.
-    pub view: View,
     /// Cluster addresses of Services.
     pub service_cidr: Cidr,
+    /// Shows what runs.
+    pub view: View,
 }
 
 /// Runs the node half until the link's carrier is gone for good. Dropping the future stops it; pods go on without it.

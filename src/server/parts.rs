@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::{Error, nodes, until};
 use crate::api;
 use crate::config::ServerConfig;
-use crate::daemon::board::{Board, BoardConfig, host_address};
+use crate::daemon::board::{self, Board, BoardConfig};
 use crate::daemon::{log_end, status};
 use crate::fleet::members::{Cluster, Members};
 use crate::fleet::{Fleet, Member, addresses};
@@ -52,7 +52,7 @@ impl Parts {
         let controllers = controllers::Config {
             ca: ca.certificate().to_owned(),
             pools: config.load_balancer_pools.clone(),
-            api: SocketAddr::new(own_address(config), config.https_port),
+            api: SocketAddr::new(api_address(config), config.https_port),
             service_cidr: config.service_cidr,
             reserved: vec![config.cluster_cidr.into(), config.service_cidr.into()],
         };
@@ -66,10 +66,7 @@ impl Parts {
         });
         let fleet = Fleet::new(registry.clone(), events).map_err(Error::Bootstrap)?;
         let following = fleet.clone();
-        tasks.spawn(async move {
-            following.follow_services().await;
-            "the Services"
-        });
+        spawn(&mut tasks, "the Services", registry, |_| async move { following.follow_services().await });
         let members = Members::new(fleet.clone(), ca.clone(), cluster(config));
         let watching = members.clone();
         spawn(&mut tasks, "the watch over nodes", registry, |_| async move { watching.watch_over().await });
@@ -162,13 +159,16 @@ fn cluster(config: &ServerConfig) -> Cluster {
     Cluster { cluster_cidr: config.cluster_cidr, service_cidr: config.service_cidr, own_node: own_name(config) }
 }
 
-/// This machine's address in the cluster.
-fn own_address(config: &ServerConfig) -> IpAddr {
-    if !config.bind_address.is_unspecified() && !config.bind_address.is_loopback() {
-        return config.bind_address;
-    }
-    let alone = || addresses::first(config.cluster_cidr).host(1).into();
-    host_address(&config.bridge).unwrap_or_else(alone)
+/// The address of this machine, where the configuration says it.
+fn given_address(config: &ServerConfig) -> Option<IpAddr> {
+    let given = !config.bind_address.is_unspecified() && !config.bind_address.is_loopback();
+    given.then_some(config.bind_address)
+}
+
+/// Where pods reach the API: this machine's address, or the pods' gateway where it is alone.
+fn api_address(config: &ServerConfig) -> IpAddr {
+    let found = given_address(config).or_else(|| board::host_address(&config.bridge));
+    found.unwrap_or_else(|| addresses::first(config.cluster_cidr).host(1).into())
 }
 
 /// Starts the node half of this machine; returns its image store and what it shows.
@@ -182,7 +182,7 @@ async fn own_node(
     let board = Board::open(BoardConfig {
         data_dir: config.data_dir.clone(),
         name: name.clone(),
-        address: own_address(config),
+        address: given_address(config),
         labels: ["node-role.kubernetes.io/control-plane"].map(|label| (label.to_owned(), "true".to_owned())).into(),
         bridge: config.bridge.clone(),
         pod_cidr,

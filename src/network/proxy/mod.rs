@@ -12,7 +12,6 @@ use super::services::Protocol;
 use crate::cidr::Cidr;
 use crate::config::ProxyBalance;
 
-
 /// What the proxy needs to know of its node.
 #[derive(Clone, Debug)]
 pub struct Config {
