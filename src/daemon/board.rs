@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{Error, cgroup_root, keep, log_end};
 use crate::cidr::Cidr;
+use crate::config::ProxyBalance;
 use crate::image::ImageStore;
 use crate::link::NodeEnd;
 use crate::network::overlay::Vxlan;
@@ -37,10 +38,12 @@ pub struct BoardConfig {
     pub pod_cidr: Cidr,
     /// Cluster addresses of Services, the name server's among them.
     pub service_cidr: Cidr,
-    /// Network of all pods.
-    pub cluster_cidr: Cidr,
     /// The tunnel to nodes of other network segments.
     pub vxlan: Vxlan,
+    /// Addresses of all pods of the cluster.
+    pub cluster_cidr: Cidr,
+    /// How the Service proxy chooses among endpoints.
+    pub proxy_balance: ProxyBalance,
 }
 
 /// A node half that is ready to run.
@@ -72,6 +75,8 @@ impl Board {
             dns: DnsConfig { servers: vec![config.service_cidr.host(10).into()], domain: "cluster.local".into() },
             service_cidr: config.service_cidr,
             vxlan: config.vxlan,
+            cluster_cidr: config.cluster_cidr,
+            proxy_balance: config.proxy_balance,
             view: node::View::default(),
         };
         Ok(Self { images, runtime, network, node })

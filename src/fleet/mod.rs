@@ -11,6 +11,7 @@ pub mod members;
 mod members_tests;
 mod node;
 mod peers;
+mod nodes;
 pub mod presence;
 mod report;
 mod services;

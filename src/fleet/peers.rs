@@ -6,17 +6,15 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::kinds::status::Status;
 use crate::kinds::{Object, meta};
 use crate::link::message::{Peer, ToNode};
-use crate::registry::{Event, EventType, Raw};
 
 /// Keeps a node from owning load-balancer addresses, whatever its value.
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// A node, and what it may be told of itself.
 #[derive(Clone, Debug, PartialEq)]
-struct Known {
+pub(super) struct Known {
     peer: Peer,
     /// It may own load-balancer addresses if it works. For the others it has to be Ready; a node that is told this works.
     allowed: bool,
@@ -32,35 +30,12 @@ pub(super) struct Peers {
 
 impl Peers {
     /// These are all nodes there are.
-    pub(super) fn set<'a>(&self, nodes: impl Iterator<Item = &'a Raw>) -> Result<(), Status> {
-        let mut all = BTreeMap::new();
-        for node in nodes {
-            all.extend(known(&node.object()?).map(|known| (known.peer.name.clone(), known)));
-        }
+    pub(super) fn set(&self, all: BTreeMap<String, Known>) {
         self.all.send_if_modified(|old| {
             let other = **old != all;
             *old = Arc::new(all);
             other
         });
-        Ok(())
-    }
-
-    /// A node came, went or changed.
-    pub(super) fn node_changed(&self, event: &Event) -> Result<(), Status> {
-        let now = if event.kind == EventType::Deleted { None } else { known(&event.object.object()?) };
-        let name = &*event.object.key.name;
-        self.all.send_if_modified(|all| {
-            if all.get(name) == now.as_ref() {
-                return false;
-            }
-            let all = Arc::make_mut(all);
-            match now {
-                Some(known) => all.insert(name.to_owned(), known),
-                None => all.remove(name),
-            };
-            true
-        });
-        Ok(())
     }
 
     /// What a node has yet to hear: everything.
@@ -116,7 +91,7 @@ impl PeerFeed {
 }
 
 /// `None`: it has no address or no pod addresses yet.
-fn known(node: &Object) -> Option<Known> {
+pub(super) fn known(node: &Object) -> Option<Known> {
     let addresses = meta::list_at(node, "/status/addresses").iter();
     let internal = addresses.filter(|a| a["type"] == "InternalIP").filter_map(|a| a["address"].as_str());
     let address: Ipv4Addr = internal.filter_map(|text| text.parse().ok()).next()?;

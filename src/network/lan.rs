@@ -41,32 +41,32 @@ pub struct Notice {
 ///
 /// `bridge` is the pods' bridge, where nothing is announced.
 pub async fn run(
-    node: String,
-    bridge: String,
-    services: Services,
+    node: &str,
+    bridge: &str,
+    services: &Services,
     mut peers: watch::Receiver<Vec<Peer>>,
     notify: impl Fn(Notice) + Send,
 ) {
     let (to, mut seen) = watch::channel(Seen::default());
     let (news, mut told) = mpsc::channel(NEWS);
-    let ours = [bridge.as_str(), DEVICE];
+    let ours = [bridge, DEVICE];
     let follow = interfaces::follow(&ours, to);
-    let mut lan = Lan { node: &node, segments: BTreeMap::new(), tasks: JoinSet::new(), news };
+    let mut lan = Lan { node, segments: BTreeMap::new(), tasks: JoinSet::new(), news };
     let announce = async {
         // Before the interfaces are known there is nowhere to announce anything.
         let _ = seen.changed().await;
-        let (mut all, mut changes) = holders(&services);
+        let (mut all, mut changes) = holders(services);
         loop {
             lan.settle(&all, &peers.borrow_and_update(), &seen.borrow_and_update().interfaces);
             tokio::select! {
                 change = changes.recv() => match change {
                     Ok(change) => concern(&mut all, change),
-                    Err(RecvError::Lagged(_)) => (all, changes) = holders(&services),
+                    Err(RecvError::Lagged(_)) => (all, changes) = holders(services),
                     Err(RecvError::Closed) => return,
                 },
                 changed = peers.changed() => if changed.is_err() { return },
                 _ = seen.changed() => {}
-                Some((address, news)) = told.recv() => notices(&node, &all, address, news).for_each(&notify),
+                Some((address, news)) = told.recv() => notices(node, &all, address, news).for_each(&notify),
                 () = lan.ended() => {}
             }
         }

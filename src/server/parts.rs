@@ -189,6 +189,7 @@ async fn own_node(
         service_cidr: config.service_cidr,
         cluster_cidr: config.cluster_cidr,
         vxlan: config.vxlan,
+        proxy_balance: config.proxy_balance,
     })
     .await?;
     let parts = (board.images(), board.view());

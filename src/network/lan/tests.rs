@@ -46,7 +46,7 @@ impl Node {
             let note = move |notice| said.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
             runtime.block_on(async {
                 tokio::select! {
-                    () = run(format!("node-{n}"), "umiak0".into(), view, seen, note) => {}
+                    () = run(&format!("node-{n}"), "umiak0", &view, seen, note) => {}
                     _ = stopped => {}
                 }
             });
