@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{DEFAULT_DATA_DIR, Error, Vxlan, check_bridge, node_name, read, server_address};
+use super::{DEFAULT_DATA_DIR, Error, ProxyBalance, Vxlan, check_bridge, node_name, read, server_address};
 
 /// What `umiak agent` runs with.
 #[derive(Clone, Deserialize)]
@@ -22,6 +22,8 @@ pub struct AgentConfig {
     pub bridge: String,
     /// The tunnel to nodes of other network segments; the same as the server's.
     pub vxlan: Vxlan,
+    /// How Services choose among their endpoints.
+    pub proxy_balance: ProxyBalance,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
     #[serde(skip)]
@@ -51,6 +53,7 @@ impl Default for AgentConfig {
             token: None,
             bridge: "umiak0".into(),
             vxlan: Vxlan::default(),
+            proxy_balance: ProxyBalance::default(),
             log: "info".into(),
             host: String::new(),
         }

@@ -44,9 +44,10 @@ impl Node {
         let thread = host.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let note = move |notice| said.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
+            let name = format!("node-{n}");
             runtime.block_on(async {
                 tokio::select! {
-                    () = run(&format!("node-{n}"), "umiak0", &view, seen, note) => {}
+                    () = run(&name, "umiak0", &view, seen, note) => {}
                     _ = stopped => {}
                 }
             });
