@@ -15,7 +15,7 @@ mod load;
 mod subject;
 mod table;
 
-use std::net::SocketAddrV4;
+use std::time::Instant;
 
 use lab::Lab;
 use subject::{Port, Subject};
@@ -47,30 +47,26 @@ fn measure(words: &[String]) {
     let subjects = [Subject::direct(), Subject::haproxy(&lab), Subject::engine(&lab)];
     subjects.iter().for_each(|subject| lab.wait_for(subject.address(Port::Requests)));
     let mut table = Table::new();
-    if wanted("bulk") {
-        let (rates, costs) = bulk(&lab, &subjects);
-        table.row("bulk, Gbit/s", &rates, Goal::TenthMore);
-        table.row("bulk, CPU s per GB", &costs, Goal::NoMore);
-    }
-    if wanted("requests") {
-        let rates = rounds(&subjects, |subject| load(&lab, "requests", subject.address(Port::Requests), CONNECTIONS));
-        table.row("requests/s, 64 connections, 1 KB", &rates, Goal::TenthMore);
-    }
-    if wanted("connections") {
-        let rates = rounds(&subjects, |subject| load(&lab, "connections", subject.address(Port::Once), CONNECTIONS));
-        table.row("new connections/s, 1 KB each", &rates, Goal::TenthMore);
-    }
-    if wanted("latency") {
-        let medians = rounds(&subjects, |subject| load(&lab, "latency", subject.address(Port::Requests), 1));
-        let added: Vec<Round> = medians.iter().map(|[direct, others @ ..]| [*direct, others[0] - direct, others[1] - direct]).collect();
-        table.row("median latency, µs (direct), µs added", &added, Goal::TenthLess);
-    }
-    if wanted("udp") {
-        let rates = rounds(&subjects, |subject| match subject.address(Port::Udp) {
-            address if subject.has_udp() => load(&lab, "udp", address, CONNECTIONS),
-            _ => f64::NAN,
-        });
-        table.row("UDP requests/s, 64 flows, 1 KB", &rates, Goal::None);
+    for (part, what, port, connections, goal) in [
+        ("bulk", "bulk, Gbit/s", Port::Source, STREAMS, Goal::TenthMore),
+        ("requests", "requests/s, 64 connections, 1 KB", Port::Requests, CONNECTIONS, Goal::TenthMore),
+        ("connections", "new connections/s, 1 KB each", Port::Once, CONNECTIONS, Goal::TenthMore),
+        ("latency", "median latency, µs (direct), µs added", Port::Requests, 1, Goal::TenthLess),
+        ("udp", "UDP requests/s, 64 flows, 1 KB", Port::Udp, CONNECTIONS, Goal::None),
+    ] {
+        if wanted(part) {
+            let (mut figures, costs) = rounds(&lab, &subjects, part, port, connections);
+            if part == "latency" {
+                figures.iter_mut().for_each(|[direct, others @ ..]| others.iter_mut().for_each(|other| *other -= *direct));
+            }
+            table.row(what, &figures, goal);
+            match part {
+                // Of the proxy; a Gbit/s is an eighth of a GB.
+                "bulk" => table.row("bulk, CPU s per GB", &costs.iter().map(|cost| cost.map(|c| c * 8.0)).collect::<Vec<_>>(), Goal::NoMore),
+                "latency" => {}
+                _ => table.row("of the proxy, CPU µs for each", &costs.iter().map(|cost| cost.map(|c| c * 1e6)).collect::<Vec<_>>(), Goal::None),
+            }
+        }
     }
     if wanted("idle") {
         table.row("PSS of 10,000 idle connections, KiB", &[idle(&lab, &subjects)], Goal::NoMore);
@@ -78,25 +74,22 @@ fn measure(words: &[String]) {
     table.verdict();
 }
 
-/// Each subject in turn, as often as wished.
-fn rounds(subjects: &[Subject; 3], mut one: impl FnMut(&Subject) -> f64) -> Vec<Round> {
-    (0..number("ROUNDS", 7)).map(|_| subjects.each_ref().map(&mut one)).collect()
-}
-
-fn load(lab: &Lab, what: &str, address: SocketAddrV4, connections: usize) -> f64 {
-    lab.load(&[what, &address.to_string(), &connections.to_string(), &number("SECONDS", 2).to_string()])
-}
-
-/// Gbit/s, and seconds of the proxy's processor time per GB (of which direct needs none).
-fn bulk(lab: &Lab, subjects: &[Subject; 3]) -> (Vec<Round>, Vec<Round>) {
-    let mut costs = Vec::new();
-    let rates = rounds(subjects, |subject| {
-        let before = subject.cpu_seconds();
-        let gigabits = load(lab, "bulk", subject.address(Port::Source), STREAMS);
-        costs.push((subject.cpu_seconds() - before) / (gigabits / 8.0 * number("SECONDS", 2) as f64));
-        gigabits
-    });
-    (rates, costs.chunks_exact(3).map(|round| [round[0], round[1], round[2]]).collect())
+/// Each subject in turn, as often as wished: what the load generator measured, and the proxy's processor seconds for one
+/// of what it counted.
+fn rounds(lab: &Lab, subjects: &[Subject; 3], what: &str, port: Port, connections: usize) -> (Vec<Round>, Vec<Round>) {
+    let seconds = number("SECONDS", 2);
+    let one = |subject: &Subject| {
+        if !subject.has(port) {
+            return [f64::NAN; 2];
+        }
+        let (before, began) = (subject.cpu_seconds(), Instant::now());
+        let address = subject.address(port).to_string();
+        let figure = lab.load(&[what, &address, &connections.to_string(), &seconds.to_string()]);
+        [figure, (subject.cpu_seconds() - before) / began.elapsed().as_secs_f64() / figure]
+    };
+    let rounds: Vec<[[f64; 2]; 3]> = (0..number("ROUNDS", 7)).map(|_| subjects.each_ref().map(one)).collect();
+    let part = |index: usize| rounds.iter().map(|round| round.map(|subject| subject[index])).collect();
+    (part(0), part(1))
 }
 
 /// What the proxies' memory grows by per 10,000 connections (the kernel's own is the same for both: two sockets a connection).

@@ -85,8 +85,9 @@ impl Subject {
         }
     }
 
-    pub fn has_udp(&self) -> bool {
-        self.udp
+    /// HAProxy has no UDP.
+    pub fn has(&self, port: Port) -> bool {
+        self.udp || !matches!(port, Port::Udp)
     }
 
     /// Processor time it took since it started.

@@ -55,8 +55,10 @@ impl Running {
     /// Works until it is told to end.
     pub(super) fn run(mut self) {
         let mut events = [EpollEvent::empty(); EVENTS];
+        let mut busy = false;
         loop {
-            let count = match self.epoll.wait(&mut events, self.timeout()) {
+            let timeout = if busy { EpollTimeout::ZERO } else { self.timeout() };
+            let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(error) => {
@@ -81,6 +83,10 @@ impl Running {
             }
             self.tcp.turn(now);
             self.udp.turn(now);
+            busy = count > 0;
+            if busy {
+                std::thread::yield_now();
+            }
         }
     }
 
