@@ -9,7 +9,9 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use nix::sys::time::TimeVal;
+use nix::unistd::{SysconfVar, sysconf};
 
 /// Where the proxies listen.
 pub const PROXY: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
@@ -25,6 +27,24 @@ pub struct Lab {
 
 /// A program that ends with its owner.
 pub struct Running(pub Child);
+
+impl Running {
+    /// Processor time it took since it started.
+    pub fn cpu_seconds(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        // utime and stime: fields 14 and 15 of proc_pid_stat(5), of which the first two are cut off here.
+        let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+        ticks / sysconf(SysconfVar::CLK_TCK).unwrap().unwrap() as f64
+    }
+}
+
+/// Processor time of all load generators that ended.
+pub fn loads_cpu_seconds() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    seconds(usage.user_time()) + seconds(usage.system_time())
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -101,6 +121,10 @@ fn joined(number: u8) -> File {
     let host = format!("port{number}");
     run(Command::new("ip").args(["link", "add", &host, "type", "veth", "peer", "name", "eth0", "netns", &path]));
     run(Command::new("ip").args(["link", "set", &host, "master", "bridge", "up"]));
+    // What boards have is cubic, whatever this machine is set to; where namespaces may not, reno, which is the same as
+    // long as nothing is lost.
+    let set = "cd /proc/sys/net/ipv4; echo cubic >tcp_congestion_control || echo reno >tcp_congestion_control";
+    run(within(&namespace, Command::new("sh").args(["-c", set]).stderr(Stdio::null())));
     for words in ["link set lo up", "link set eth0 up", &format!("addr add 10.9.0.{number}/24 dev eth0")] {
         run(within(&namespace, Command::new("ip").args(words.split(' '))));
     }

@@ -17,7 +17,7 @@ mod table;
 
 use std::time::Instant;
 
-use lab::Lab;
+use lab::{Lab, Running};
 use subject::{Port, Subject};
 use table::{Goal, Round, Table};
 
@@ -43,7 +43,7 @@ fn main() {
 fn measure(words: &[String]) {
     let wanted = |part: &str| words.is_empty() || words.iter().any(|word| word == part);
     let lab = Lab::new();
-    let _backend = lab.spawn(&lab.backend, &["role-backend"]);
+    let backend = lab.spawn(&lab.backend, &["role-backend"]);
     let subjects = [Subject::direct(), Subject::haproxy(&lab), Subject::engine(&lab)];
     subjects.iter().for_each(|subject| lab.wait_for(subject.address(Port::Requests)));
     let mut table = Table::new();
@@ -54,19 +54,21 @@ fn measure(words: &[String]) {
         ("latency", "median latency, µs (direct), µs added", Port::Requests, 1, Goal::TenthLess),
         ("udp", "UDP requests/s, 64 flows, 1 KB", Port::Udp, CONNECTIONS, Goal::None),
     ] {
-        if wanted(part) {
-            let (mut figures, costs) = rounds(&lab, &subjects, part, port, connections);
-            if part == "latency" {
-                figures.iter_mut().for_each(|[direct, others @ ..]| others.iter_mut().for_each(|other| *other -= *direct));
-            }
-            table.row(what, &figures, goal);
-            match part {
-                // Of the proxy; a Gbit/s is an eighth of a GB.
-                "bulk" => table.row("bulk, CPU s per GB", &costs.iter().map(|cost| cost.map(|c| c * 8.0)).collect::<Vec<_>>(), Goal::NoMore),
-                "latency" => {}
-                _ => table.row("of the proxy, CPU µs for each", &costs.iter().map(|cost| cost.map(|c| c * 1e6)).collect::<Vec<_>>(), Goal::None),
-            }
+        if !wanted(part) {
+            continue;
         }
+        let [mut figures, proxy, all] = rounds(&lab, &backend, &subjects, part, port, connections);
+        if part == "latency" {
+            figures.iter_mut().for_each(|[direct, others @ ..]| others.iter_mut().for_each(|other| *other -= *direct));
+            table.row(what, &figures, goal);
+            continue;
+        }
+        table.row(what, &figures, goal);
+        // A Gbit/s is an eighth of a GB.
+        let (unit, factor, goal) = if part == "bulk" { ("s per GB", 8.0, Goal::NoMore) } else { ("µs for each", 1e6, Goal::None) };
+        let scaled = |costs: Vec<Round>| -> Vec<Round> { costs.into_iter().map(|cost| cost.map(|cost| cost * factor)).collect() };
+        table.row(&format!("- CPU of the proxy, {unit}"), &scaled(proxy), goal);
+        table.row(&format!("- CPU of client, proxy and backend, {unit}"), &scaled(all), Goal::None);
     }
     if wanted("idle") {
         table.row("PSS of 10,000 idle connections, KiB", &[idle(&lab, &subjects)], Goal::NoMore);
@@ -74,22 +76,30 @@ fn measure(words: &[String]) {
     table.verdict();
 }
 
-/// Each subject in turn, as often as wished: what the load generator measured, and the proxy's processor seconds for one
-/// of what it counted.
-fn rounds(lab: &Lab, subjects: &[Subject; 3], what: &str, port: Port, connections: usize) -> (Vec<Round>, Vec<Round>) {
+/// Each subject in turn, as often as wished: what the load generator measured, and the processor seconds for one of what
+/// it counted, the proxy's and everybody's.
+fn rounds(
+    lab: &Lab,
+    backend: &Running,
+    subjects: &[Subject; 3],
+    what: &str,
+    port: Port,
+    connections: usize,
+) -> [Vec<Round>; 3] {
     let seconds = number("SECONDS", 2);
     let one = |subject: &Subject| {
         if !subject.has(port) {
-            return [f64::NAN; 2];
+            return [f64::NAN; 3];
         }
-        let (before, began) = (subject.cpu_seconds(), Instant::now());
+        let spent = || [subject.cpu_seconds(), subject.cpu_seconds() + backend.cpu_seconds() + lab::loads_cpu_seconds()];
+        let (before, began) = (spent(), Instant::now());
         let address = subject.address(port).to_string();
         let figure = lab.load(&[what, &address, &connections.to_string(), &seconds.to_string()]);
-        [figure, (subject.cpu_seconds() - before) / began.elapsed().as_secs_f64() / figure]
+        let (after, counted) = (spent(), figure * began.elapsed().as_secs_f64());
+        [figure, (after[0] - before[0]) / counted, (after[1] - before[1]) / counted]
     };
-    let rounds: Vec<[[f64; 2]; 3]> = (0..number("ROUNDS", 7)).map(|_| subjects.each_ref().map(one)).collect();
-    let part = |index: usize| rounds.iter().map(|round| round.map(|subject| subject[index])).collect();
-    (part(0), part(1))
+    let rounds: Vec<[[f64; 3]; 3]> = (0..number("ROUNDS", 7)).map(|_| subjects.each_ref().map(one)).collect();
+    [0, 1, 2].map(|index| rounds.iter().map(|round| round.map(|subject| subject[index])).collect())
 }
 
 /// What the proxies' memory grows by per 10,000 connections (the kernel's own is the same for both: two sockets a connection).

@@ -6,7 +6,6 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
-use nix::unistd::{SysconfVar, sysconf};
 use umiak::network::proxy::engine::{Engine, Report};
 use umiak::network::proxy::{Backend, Command as Order, Frontend, Listen};
 use umiak::network::services::Protocol;
@@ -90,14 +89,9 @@ impl Subject {
         self.udp || !matches!(port, Port::Udp)
     }
 
-    /// Processor time it took since it started.
+    /// Processor time it took since it started; none for the direct way.
     pub fn cpu_seconds(&self) -> f64 {
-        let Some(process) = &self.process else { return 0.0 };
-        let stat = fs::read_to_string(format!("/proc/{}/stat", process.0.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        // utime and stime: fields 14 and 15 of proc_pid_stat(5), of which the first two are cut off here.
-        let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-        ticks / sysconf(SysconfVar::CLK_TCK).unwrap().unwrap() as f64
+        self.process.as_ref().map_or(0.0, Running::cpu_seconds)
     }
 
     /// Its memory.

@@ -66,6 +66,8 @@ impl Running {
                     return;
                 }
             };
+            // One kind after the other: who is woken by what is passed on finds more than one thing to do.
+            events[..count].sort_unstable_by_key(EpollEvent::data);
             let now = self.clock.now();
             for event in &events[..count] {
                 match Token::unpack(event.data()) {
