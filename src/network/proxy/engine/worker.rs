@@ -11,6 +11,7 @@ use super::super::super::services::Protocol;
 use super::helper::Load;
 use super::mailbox::{Mail, Mailbox, Order};
 use super::slab::Token;
+use super::sys;
 use super::tcp::Tcp;
 use super::timers::{Clock, Tick};
 use super::udp::Udp;
@@ -45,6 +46,9 @@ impl Worker {
 
     /// On the thread itself: what follows does not leave it. `load`: of a helper.
     pub(super) fn build(self, load: Option<Load>) -> Running {
+        if load.is_none() {
+            sys::reuse_ports();
+        }
         let epoll = Rc::new(self.epoll);
         let (tcp, udp) = (Tcp::new(epoll.clone(), load), Udp::new(epoll.clone()));
         Running { mailbox: self.mailbox, report: self.report, epoll, clock: Clock::start(), tcp, udp }
@@ -55,10 +59,8 @@ impl Running {
     /// Works until it is told to end.
     pub(super) fn run(mut self) {
         let mut events = [EpollEvent::empty(); EVENTS];
-        let mut busy = false;
         loop {
-            let timeout = if busy { EpollTimeout::ZERO } else { self.timeout() };
-            let count = match self.epoll.wait(&mut events, timeout) {
+            let count = match self.epoll.wait(&mut events, self.timeout()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(error) => {
@@ -66,8 +68,6 @@ impl Running {
                     return;
                 }
             };
-            // One kind after the other: who is woken by what is passed on finds more than one thing to do.
-            events[..count].sort_unstable_by_key(EpollEvent::data);
             let now = self.clock.now();
             for event in &events[..count] {
                 match Token::unpack(event.data()) {
@@ -85,10 +85,6 @@ impl Running {
             }
             self.tcp.turn(now);
             self.udp.turn(now);
-            busy = count > 0;
-            if busy {
-                std::thread::yield_now();
-            }
         }
     }
 
