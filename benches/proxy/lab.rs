@@ -81,7 +81,8 @@ impl Lab {
     /// What the load generator measured.
     pub fn load(&self, words: &[&str]) -> f64 {
         let mut command = Command::new("/proc/self/exe");
-        let output = within(&self.client, command.arg("role-load").args(words)).stderr(Stdio::inherit()).output().unwrap();
+        let output =
+            within(&self.client, command.arg("role-load").args(words)).stderr(Stdio::inherit()).output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         said.trim().parse().unwrap_or_else(|_| panic!("{words:?}: {said:?}"))
     }

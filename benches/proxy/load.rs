@@ -206,7 +206,10 @@ fn udp(address: SocketAddrV4, count: usize, time: Duration) -> f64 {
         }
         if looked.elapsed() > LOST {
             looked = Instant::now();
-            sockets.iter_mut().filter(|(_, asked)| asked.elapsed() > LOST).for_each(|(socket, asked)| *asked = ask(socket));
+            sockets
+                .iter_mut()
+                .filter(|(_, asked)| asked.elapsed() > LOST)
+                .for_each(|(socket, asked)| *asked = ask(socket));
         }
     }
     f64::from(answers) / began.elapsed().as_secs_f64()

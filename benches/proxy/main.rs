@@ -4,7 +4,8 @@
 //! Three network namespaces on one bridge: load generator, proxies, backend. Figures come from short rounds that take
 //! turns (direct, HAProxy, Umiak), so that what else the machine does falls on all three alike; each figure is the
 //! median of its rounds, each ratio the median of the rounds' ratios. `ROUNDS` (7) and `SECONDS` (2) of a round can be
-//! set in the environment. Words on the command line choose parts: `bulk`, `requests`, `connections`, `latency`, `udp`,
+//! set in the environment. On a busy machine it measures more if the scheduler gives it precedence:
+//! `setsid -w sh -c 'echo -20 >/proc/self/autogroup; exec cargo bench --bench proxy'`. Words on the command line choose parts: `bulk`, `requests`, `connections`, `latency`, `udp`,
 //! `idle`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, unreachable_pub)]
@@ -65,8 +66,11 @@ fn measure(words: &[String]) {
         }
         table.row(what, &figures, goal);
         // A Gbit/s is an eighth of a GB.
-        let (unit, factor, goal) = if part == "bulk" { ("s per GB", 8.0, Goal::NoMore) } else { ("µs for each", 1e6, Goal::None) };
-        let scaled = |costs: Vec<Round>| -> Vec<Round> { costs.into_iter().map(|cost| cost.map(|cost| cost * factor)).collect() };
+        let (unit, factor, goal) =
+            if part == "bulk" { ("s per GB", 8.0, Goal::NoMore) } else { ("µs for each", 1e6, Goal::None) };
+        let scaled = |costs: Vec<Round>| -> Vec<Round> {
+            costs.into_iter().map(|cost| cost.map(|cost| cost * factor)).collect()
+        };
         table.row(&format!("- CPU of the proxy, {unit}"), &scaled(proxy), goal);
         table.row(&format!("- CPU of client, proxy and backend, {unit}"), &scaled(all), Goal::None);
     }
@@ -91,7 +95,8 @@ fn rounds(
         if !subject.has(port) {
             return [f64::NAN; 3];
         }
-        let spent = || [subject.cpu_seconds(), subject.cpu_seconds() + backend.cpu_seconds() + lab::loads_cpu_seconds()];
+        let spent =
+            || [subject.cpu_seconds(), subject.cpu_seconds() + backend.cpu_seconds() + lab::loads_cpu_seconds()];
         let (before, began) = (spent(), Instant::now());
         let address = subject.address(port).to_string();
         let figure = lab.load(&[what, &address, &connections.to_string(), &seconds.to_string()]);

@@ -28,7 +28,10 @@ impl Table {
     pub fn new() -> Self {
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
         let cpus = std::thread::available_parallelism().unwrap();
-        println!("Linux {}, {cpus} cores; \"load\" is the load average of the last minute, the bench's own included\n", kernel.trim());
+        println!(
+            "Linux {}, {cpus} cores; \"load\" is the load average of the last minute, the bench's own included\n",
+            kernel.trim()
+        );
         println!("| what | direct | HAProxy | Umiak | Umiak : direct | Umiak : HAProxy (spread) | goal | | load |");
         println!("|---|---|---|---|---|---|---|---|---|");
         Self { missed: Vec::new() }
@@ -37,7 +40,8 @@ impl Table {
     /// Judges and prints a figure.
     pub fn row(&mut self, what: &str, rounds: &[Round], goal: Goal) {
         let [direct, haproxy, umiak] = [0, 1, 2].map(|subject| median(rounds.iter().map(|round| round[subject])));
-        let mut ratios: Vec<f64> = rounds.iter().map(|round| round[2] / round[1]).filter(|ratio| !ratio.is_nan()).collect();
+        let mut ratios: Vec<f64> =
+            rounds.iter().map(|round| round[2] / round[1]).filter(|ratio| !ratio.is_nan()).collect();
         ratios.sort_by(f64::total_cmp);
         let ratio = median(ratios.iter().copied());
         let (wished, kept) = match goal {

@@ -86,7 +86,7 @@ fn a_client_that_leaves_while_nobody_answers_is_forgotten() {
 fn connections_outlive_their_frontend_and_their_listener() {
     let (bench, first, listen) = Bench::tcp(&[echo()]);
     let mut client = connect(listen);
-    let mut talk = |client: &mut TcpStream| {
+    let talk = |client: &mut TcpStream| {
         client.write_all(b"x").unwrap();
         client.read_exact(&mut [0]).unwrap();
     };
