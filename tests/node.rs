@@ -94,6 +94,12 @@ impl Bench {
         };
         let network = Arc::new(Network::open(config).await.unwrap());
         let (link, end) = local::pair();
+        let mut sequence = Sequence::start();
+        if !dir.path().join("node").exists() {
+            // A new node starts nothing before it knows the Services.
+            let body = ToNode::Complete { pods: Vec::new(), services: Vec::new() };
+            link.tx.send(sequence.wrap(body)).await.unwrap();
+        }
         let config = NodeConfig {
             name: "bench".into(),
             data_dir: dir.path().join("node"),
@@ -101,20 +107,12 @@ impl Bench {
             addresses: vec!["192.0.2.1".parse().unwrap()],
             labels: [("node-role.kubernetes.io/control-plane".to_owned(), String::new())].into(),
             dns: DnsConfig { servers: vec!["10.43.0.10".parse().unwrap()], domain: "cluster.local".into() },
+            service_cidr: "10.43.0.0/16".parse().unwrap(),
+            view: node::View::default(),
         };
         let running = node::run(config, runtime, images, network.clone(), end);
         let node = tokio::spawn(async move { running.await.unwrap() });
-        Self {
-            dir,
-            cgroup,
-            link,
-            sequence: Sequence::start(),
-            node,
-            network,
-            statuses: Vec::new(),
-            events: Vec::new(),
-            gone: Vec::new(),
-        }
+        Self { dir, cgroup, link, sequence, node, network, statuses: Vec::new(), events: Vec::new(), gone: Vec::new() }
     }
 
     /// The daemon dies, another takes its place.

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::{Kinds, MANAGER};
+use super::{Kinds, MANAGER, Member};
+use crate::cidr::Cidr;
 use crate::events::{EventKind, EventRecorder, Reference};
 use crate::kinds::status::Status;
 use crate::kinds::{Object, Subresource, meta};
@@ -41,11 +42,21 @@ fn unless_gone<T>(result: Result<T, Status>) -> Result<(), Status> {
 }
 
 /// Applies a status.
-pub(super) async fn status(registry: &Registry, kinds: &Kinds, node: &str, report: PodReport) -> Result<(), Status> {
+pub(super) async fn status(
+    registry: &Registry,
+    kinds: &Kinds,
+    member: &Member,
+    report: PodReport,
+) -> Result<(), Status> {
     let name = &report.pod;
     let change = |pod: &mut Object| {
-        if !is(pod, name, node) {
+        if !is(pod, name, &member.name) {
             return Err(Status::conflict("", "pods", &name.name, "it is another pod"));
+        }
+        let hosted = meta::bool_at(pod, "/spec/hostNetwork");
+        if let Some(foreign) = foreign_address(member, hosted, &report.status) {
+            let why = format!("{foreign} is no pod address of node {:?}", member.name);
+            return Err(Status::forbidden("", "pods", &name.name, &why));
         }
         merge(pod, &report.status);
         Ok(())
@@ -53,6 +64,15 @@ pub(super) async fn status(registry: &Registry, kinds: &Kinds, node: &str, repor
     let options = WriteOptions::by(MANAGER);
     let status = Some(Subresource::Status);
     unless_gone(registry.modify(&kinds.pods, &name.namespace, &name.name, status, &options, change).await)
+}
+
+/// An address in a member's report that is not one of its pods': traffic to Services would go there.
+fn foreign_address(member: &Member, hosted: bool, report: &Value) -> Option<String> {
+    let range = member.pod_cidr.parse::<Cidr>().ok().filter(|_| member.uid.is_some() && !hosted)?;
+    let listed = report.get("podIPs").and_then(Value::as_array).into_iter().flatten();
+    let all = report.get("podIP").into_iter().chain(listed.filter_map(|entry| entry.get("ip")));
+    let foreign = |text: &&str| !text.is_empty() && !text.parse().is_ok_and(|address| range.contains(address));
+    all.map(|value| value.as_str().unwrap_or("?")).find(foreign).map(str::to_owned)
 }
 
 fn merge(pod: &mut Object, report: &Value) {
@@ -100,8 +120,20 @@ pub(super) async fn gone(registry: &Registry, kinds: &Kinds, node: &str, name: P
     unless_gone(registry.delete(&kinds.pods, &name.namespace, &name.name, &options).await)
 }
 
-/// Records an event as the node's kubelet.
-pub(super) fn event(events: &EventRecorder, node: &str, event: EventReport) {
+/// Records an event about one of the node's pods as its kubelet. One about any other pod is dropped: it is gone by now,
+/// or was never this node's.
+pub(super) fn event(
+    registry: &Registry,
+    kinds: &Kinds,
+    events: &EventRecorder,
+    node: &str,
+    event: EventReport,
+) -> Result<(), Status> {
+    match registry.get(&kinds.pods, &event.pod.namespace, &event.pod.name) {
+        Ok(pod) if is(&pod, &event.pod, node) => {}
+        Err(status) if status.code != 404 => return Err(status),
+        _ => return Ok(()),
+    }
     let about = Reference {
         api_version: "v1".to_owned(),
         kind: "Pod".to_owned(),
@@ -112,6 +144,7 @@ pub(super) fn event(events: &EventRecorder, node: &str, event: EventReport) {
     };
     let kind = if event.warning { EventKind::Warning } else { EventKind::Normal };
     events.of(MANAGER, node).record(&about, kind, &event.reason, event.message);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -120,6 +153,24 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_member_reports_only_addresses_of_its_own() {
+        let mut member = Member { name: "pi".into(), pod_cidr: "10.42.3.0/24".into(), uid: Some("1".into()) };
+        for (report, hosted, foreign) in [
+            (json!({}), false, None),
+            (json!({"podIP": "10.42.3.7", "podIPs": [{"ip": "10.42.3.7"}]}), false, None),
+            (json!({"podIP": "10.42.4.7"}), false, Some("10.42.4.7")),
+            (json!({"podIP": "10.42.3.7", "podIPs": [{"ip": "192.0.2.1"}]}), false, Some("192.0.2.1")),
+            (json!({"podIP": "2001:db8::1"}), false, Some("2001:db8::1")),
+            (json!({"podIP": 7}), false, Some("?")),
+            (json!({"podIP": "192.0.2.1"}), true, None),
+        ] {
+            assert_eq!(foreign_address(&member, hosted, &report).as_deref(), foreign, "{report}");
+        }
+        member.uid = None;
+        assert_eq!(foreign_address(&member, false, &json!({"podIP": "192.0.2.1"})), None);
+    }
 
     #[test]
     fn statuses_merge() {

@@ -17,13 +17,24 @@ use links::Links;
 pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
 
+pub mod addresses;
+pub mod arp;
+pub mod dns;
 mod error;
+mod intake;
+mod interfaces;
+pub mod lan;
 mod leases;
 mod links;
 mod masquerade;
 mod netns;
+mod nft;
+pub mod overlay;
+mod ownership;
 pub mod proxy;
+pub mod routes;
 pub mod services;
+mod source;
 
 /// What [`Network::open`] needs to know.
 #[derive(Clone, Debug)]
@@ -32,6 +43,8 @@ pub struct NetworkConfig {
     pub bridge: String,
     /// Addresses of this node's pods; the first host address is the gateway (the bridge itself).
     pub pod_cidr: Cidr,
+    /// Addresses of the pods of all nodes: they see each other's own addresses.
+    pub cluster_cidr: Cidr,
     /// Where leases are kept; made where it is missing.
     pub state_dir: PathBuf,
     /// Of the bridge and of every pod's `eth0`, bytes.
@@ -81,7 +94,7 @@ impl Network {
         let bridge = links.ensure_bridge(&config.bridge, mac(gateway), config.mtu).await?;
         links.set_address(bridge, gateway, config.pod_cidr).await?;
         enable_forwarding()?;
-        let masquerade = masquerade::install(&config.bridge, config.pod_cidr);
+        let masquerade = masquerade::install(&config.bridge, config.pod_cidr, config.cluster_cidr);
         Ok(Network { config, links, bridge, leases: Mutex::new(leases), masquerade })
     }
 
@@ -93,6 +106,11 @@ impl Network {
     /// The bridge's own address: the pods' default route, and where a pod reaches its node.
     pub fn gateway(&self) -> Ipv4Addr {
         self.config.pod_cidr.host(1)
+    }
+
+    /// The bridge's name.
+    pub fn bridge(&self) -> &str {
+        &self.config.bridge
     }
 
     /// The addresses pods get.
@@ -160,7 +178,10 @@ impl Network {
         self.links.delete(&self.config.bridge).await?;
         if self.masquerade.is_ok() {
             masquerade::remove(&self.config.bridge)?;
+            source::remove(&self.config.bridge)?;
         }
+        intake::remove_all(&self.links).await?;
+        routes::remove_all(&self.links).await?;
         self.leases.into_inner().unwrap_or_else(PoisonError::into_inner).destroy()
     }
 
@@ -203,5 +224,7 @@ fn failed(operation: &'static str, subject: &str, cause: io::Error) -> Error {
     Error::Netlink { operation, subject: subject.to_owned(), cause: cause.to_string() }
 }
 
+#[cfg(test)]
+mod test_lan;
 #[cfg(test)]
 mod tests;

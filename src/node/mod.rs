@@ -16,14 +16,16 @@ mod expand;
 mod fd;
 mod files;
 mod info;
-mod inotify;
 mod logs;
 mod outbox;
 mod pod;
 mod probes;
 mod resources;
+mod service_env;
+mod services;
 mod status;
 mod streams;
+mod view;
 mod volumes;
 mod worker;
 
@@ -39,8 +41,12 @@ use tokio::time::MissedTickBehavior;
 
 pub use error::{Error, Result};
 pub use files::DnsConfig;
+pub use view::{PodView, View};
 
+use crate::cidr::Cidr;
+use crate::config::ProxyBalance;
 use crate::image::ImageStore;
+use crate::inotify::{self, Watcher};
 use crate::link::NodeEnd;
 use crate::link::message::ToNode;
 use crate::link::stream::StreamRequest;
@@ -50,8 +56,8 @@ use agent::Agent;
 use disk::Pods;
 use engine::{Real, blocking};
 use info::{Identity, Machine};
-use inotify::Watcher;
 use outbox::Outbox;
+use services::{ServiceView, Site};
 use worker::{Left, Sandboxes, Shared};
 
 /// Streams into pods at a time; more wait.
@@ -75,6 +81,14 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// Name resolution in pods.
     pub dns: DnsConfig,
+    /// Cluster addresses of Services.
+    pub service_cidr: Cidr,
+    /// Shows what runs.
+    pub view: View,
+    /// Addresses of all pods of the cluster.
+    pub cluster_cidr: Cidr,
+    /// How the Service proxy chooses among endpoints.
+    pub proxy_balance: ProxyBalance,
 }
 
 /// Runs the node half until the link's carrier is gone for good. Dropping the future stops it; pods go on without it.
@@ -89,11 +103,26 @@ pub async fn run(
     mut link: NodeEnd,
 ) -> Result<()> {
     let pods = Pods::open(&config.data_dir)?;
-    let outbox = Outbox::default();
+    let outbox = Outbox::new(config.view.clone());
     let image_changes = watch::Sender::new(0u64);
     let machine = Machine::measure(&config.data_dir);
     let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };
     let sandboxes = Sandboxes::default();
+    let view = ServiceView::load(&config.data_dir).await;
+    let site = Site {
+        view: view.clone(),
+        node: config.name.clone(),
+        addresses: config.addresses.clone(),
+        labels: config.labels.clone(),
+        service_cidr: config.service_cidr,
+        cluster_cidr: config.cluster_cidr,
+        proxy_balance: config.proxy_balance,
+        pod_cidr: network.pod_cidr(),
+        bridge: network.bridge().to_owned(),
+        domain: config.dns.domain.clone(),
+    };
+    let mut parts = JoinSet::new();
+    parts.spawn(services::run(site));
     let shared = Arc::new(Shared {
         engine,
         outbox: outbox.clone(),
@@ -102,6 +131,7 @@ pub async fn run(
         seccomp: config.data_dir.join("seccomp"),
         facts: machine.facts(&config.addresses),
         sandboxes: sandboxes.clone(),
+        services: view,
     });
     let mut agent = Agent::new(shared, pods);
     take_over(&mut agent, &runtime, &network).await?;

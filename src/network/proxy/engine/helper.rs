@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use super::super::Frontend;
 use super::mailbox::Mailbox;
-use super::worker::Worker;
+use super::worker::{Role, Worker};
 
 /// A client that was accepted and is to be served by whoever gets it.
 pub(super) struct Client {
@@ -44,9 +44,8 @@ impl Helper {
 
     fn spawn() -> io::Result<Self> {
         let (mailbox, load) = (Arc::new(Mailbox::new()?), Load::default());
-        let worker = Worker::new(mailbox.clone(), None)?;
-        let own = load.clone();
-        let thread = super::spawn("proxy-helper", move || worker.build(Some(own)).run())?;
+        let worker = Worker::new(mailbox.clone(), Role::Second(load.clone()))?;
+        let thread = super::spawn("proxy-helper", move || worker.build().run())?;
         Ok(Self { mailbox, load, thread: Some(thread) })
     }
 

@@ -11,14 +11,17 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+pub use steer::Steer;
+
 use mailbox::Mailbox;
-use worker::Worker;
+use worker::{Role, Worker};
 
 use super::{Command, Listen};
 
 mod helper;
 mod mailbox;
 mod slab;
+mod steer;
 mod sys;
 mod tcp;
 mod timers;
@@ -44,6 +47,7 @@ const STACK: usize = 256 << 10;
 pub struct Engine {
     mailbox: Arc<Mailbox>,
     report: Reporter,
+    steer: Option<Arc<Steer>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -54,7 +58,14 @@ impl Engine {
     /// # Errors
     /// When there is no descriptor left to wake the thread by.
     pub fn start(report: impl Fn(Report) + Send + Sync + 'static) -> io::Result<Self> {
-        Ok(Self { mailbox: Arc::new(Mailbox::new()?), report: Arc::new(report), thread: Mutex::new(None) })
+        let mailbox = Arc::new(Mailbox::new()?);
+        Ok(Self { mailbox, report: Arc::new(report), steer: None, thread: Mutex::new(None) })
+    }
+
+    /// Lets listeners at single addresses leave their ports to others, who listen at all addresses.
+    pub fn steered(mut self, steer: Steer) -> Self {
+        self.steer = Some(Arc::new(steer));
+        self
     }
 
     /// Hands a command over; it takes effect within the engine's next turn. Never blocks. Commands for the same
@@ -75,8 +86,9 @@ impl Engine {
         if thread.is_some() {
             return;
         }
-        let spawned = Worker::new(self.mailbox.clone(), Some(self.report.clone()))
-            .and_then(|worker| spawn("proxy", move || worker.build(None).run()));
+        let role = Role::First(self.report.clone(), self.steer.clone());
+        let spawned =
+            Worker::new(self.mailbox.clone(), role).and_then(|worker| spawn("proxy", move || worker.build().run()));
         match spawned {
             Ok(handle) => *thread = Some(handle),
             Err(error) => (self.report)(Report::Failed(listen, error)),

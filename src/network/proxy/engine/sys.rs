@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, setsockopt, socket, sockopt,
 };
+
+use super::steer::Steer;
 
 /// Connections that wait to be accepted; the kernel takes `net.core.somaxconn` where that is less.
 const BACKLOG: i32 = 4096;
@@ -21,18 +23,31 @@ const KEEPALIVE_IDLE: u32 = 300;
 /// Seconds between questions, and how many go without an answer.
 const KEEPALIVE: (u32, u32) = (30, 5);
 
-/// A listening socket. What it is set to, the kernel hands on to the connections it accepts.
-pub(super) fn tcp_listener(address: SocketAddrV4) -> io::Result<OwnedFd> {
+/// A listening socket; with a `steer`, one that leaves the port to others. What it is set to, the kernel hands on to the
+/// connections it accepts.
+pub(super) fn tcp_listener(address: SocketAddrV4, steer: Option<&Steer>) -> io::Result<OwnedFd> {
     let listener = stream_socket()?;
     // A node port is listened at on all addresses, a Service of the same port on its own: the kernel lets both of us
     // only where both say that they know (SO_REUSEPORT).
     setsockopt(&listener, sockopt::ReuseAddr, &true)?;
     setsockopt(&listener, sockopt::ReusePort, &true)?;
-    setsockopt(&listener, sockopt::IpFreebind, &true)?;
+    allow_any_address(&listener, address)?;
     set_stream_options(&listener)?;
-    bind(listener.as_raw_fd(), &SockaddrIn::from(address))?;
+    let steer = steer.filter(|_| !address.ip().is_unspecified());
+    let port = if steer.is_some() { 0 } else { address.port() };
+    bind(listener.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(*address.ip(), port)))?;
     listen(&listener, Backlog::new(BACKLOG)?)?;
-    Ok(listener)
+    match steer.map(|steer| steer.lead(address, listener.as_fd())) {
+        Some(Err(_)) => tcp_listener(address, None),
+        Some(Ok(())) | None => Ok(listener),
+    }
+}
+
+/// Lets a listener have an address that is no interface's, and answer from it where no local route says it is ours
+/// (see `network::intake`).
+fn allow_any_address(listener: &OwnedFd, address: SocketAddrV4) -> nix::Result<()> {
+    setsockopt(listener, sockopt::IpFreebind, &true)?;
+    if address.ip().is_unspecified() { Ok(()) } else { setsockopt(listener, sockopt::IpTransparent, &true) }
 }
 
 fn stream_socket() -> nix::Result<OwnedFd> {
@@ -110,7 +125,7 @@ pub(super) fn splice(from: &impl AsRawFd, to: &impl AsRawFd, count: usize) -> ni
 pub(super) fn udp_listener(address: SocketAddrV4) -> io::Result<UdpSocket> {
     let listener = datagram_socket()?;
     setsockopt(&listener, sockopt::ReusePort, &true)?;
-    setsockopt(&listener, sockopt::IpFreebind, &true)?;
+    allow_any_address(&listener, address)?;
     if address.ip().is_unspecified() {
         setsockopt(&listener, sockopt::Ipv4PacketInfo, &true)?;
     }

@@ -11,8 +11,9 @@ use super::super::super::services::Protocol;
 use super::helper::Load;
 use super::mailbox::{Mail, Mailbox, Order};
 use super::slab::Token;
+use super::steer::Steer;
 use super::sys;
-use super::tcp::Tcp;
+use super::tcp::{Tcp, Team};
 use super::timers::{Clock, Tick};
 use super::udp::Udp;
 use super::{Listen, Report, Reporter};
@@ -20,10 +21,18 @@ use super::{Listen, Report, Reporter};
 /// Events taken from the kernel at once.
 const EVENTS: usize = 128;
 
+/// What a thread is there for.
+pub(super) enum Role {
+    /// It listens, says so, and serves whom it accepts.
+    First(Reporter, Option<Arc<Steer>>),
+    /// It serves whom the first one leaves to it.
+    Second(Load),
+}
+
 /// What the thread is made from.
 pub(super) struct Worker {
     mailbox: Arc<Mailbox>,
-    report: Option<Reporter>,
+    role: Role,
     epoll: Epoll,
 }
 
@@ -38,20 +47,24 @@ pub(super) struct Running {
 }
 
 impl Worker {
-    pub(super) fn new(mailbox: Arc<Mailbox>, report: Option<Reporter>) -> io::Result<Self> {
+    pub(super) fn new(mailbox: Arc<Mailbox>, role: Role) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(mailbox.bell(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, Token::Mailbox.pack()))?;
-        Ok(Self { mailbox, report, epoll })
+        Ok(Self { mailbox, role, epoll })
     }
 
-    /// On the thread itself: what follows does not leave it. `load`: of a helper.
-    pub(super) fn build(self, load: Option<Load>) -> Running {
-        if load.is_none() {
+    /// On the thread itself: what follows does not leave it.
+    pub(super) fn build(self) -> Running {
+        let epoll = Rc::new(self.epoll);
+        let (report, team, steer) = match self.role {
+            Role::First(report, steer) => (Some(report), Team::Alone, steer),
+            Role::Second(load) => (None, Team::Second(load), None),
+        };
+        if report.is_some() {
             sys::reuse_ports();
         }
-        let epoll = Rc::new(self.epoll);
-        let (tcp, udp) = (Tcp::new(epoll.clone(), load), Udp::new(epoll.clone()));
-        Running { mailbox: self.mailbox, report: self.report, epoll, clock: Clock::start(), tcp, udp }
+        let (tcp, udp) = (Tcp::new(epoll.clone(), team, steer), Udp::new(epoll.clone()));
+        Running { mailbox: self.mailbox, report, epoll, clock: Clock::start(), tcp, udp }
     }
 }
 

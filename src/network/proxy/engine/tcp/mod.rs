@@ -15,6 +15,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use super::super::Frontend;
 use super::helper::{Client, Helper, Load};
 use super::slab::{Key, Slab, Token};
+use super::steer::Steer;
 use super::sys;
 use super::timers::{Tick, Timers};
 use connection::{Connection, End, Next};
@@ -45,6 +46,7 @@ struct Listener {
 /// All TCP of one engine.
 pub(super) struct Tcp {
     epoll: Rc<Epoll>,
+    steer: Option<Arc<Steer>>,
     by_address: HashMap<SocketAddrV4, Key>,
     listeners: Slab<Listener>,
     connections: Slab<Connection>,
@@ -61,7 +63,7 @@ pub(super) struct Tcp {
 }
 
 /// Who shares the connections.
-enum Team {
+pub(super) enum Team {
     /// The first thread, which accepts, until it needs help.
     Alone,
     First(Helper),
@@ -72,10 +74,10 @@ enum Team {
 }
 
 impl Tcp {
-    /// `load`: of a helper.
-    pub(super) fn new(epoll: Rc<Epoll>, load: Option<Load>) -> Self {
+    pub(super) fn new(epoll: Rc<Epoll>, team: Team, steer: Option<Arc<Steer>>) -> Self {
         Self {
             epoll,
+            steer,
             by_address: HashMap::new(),
             listeners: Slab::default(),
             connections: Slab::default(),
@@ -85,7 +87,7 @@ impl Tcp {
             resting: Vec::new(),
             rested: None,
             spare: spare(),
-            team: load.map_or(Team::Alone, Team::Second),
+            team,
         }
     }
 
@@ -97,7 +99,7 @@ impl Tcp {
 
     /// Begins to listen.
     pub(super) fn listen(&mut self, address: SocketAddrV4, frontend: Arc<dyn Frontend>) -> io::Result<()> {
-        let socket = sys::tcp_listener(address)?;
+        let socket = sys::tcp_listener(address, self.steer.as_deref())?;
         let key = self.listeners.insert(Listener { socket, frontend, starved: 0 });
         self.by_address.insert(address, key);
         let watched =
