@@ -12,6 +12,7 @@ mod members_tests;
 mod node;
 pub mod presence;
 mod report;
+mod services;
 pub mod tokens;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ pub struct Fleet {
     registry: Registry,
     kinds: Kinds,
     events: EventRecorder,
+    cluster: services::Cluster,
     sessions: Mutex<HashMap<String, Session>>,
 }
 
@@ -58,6 +60,8 @@ struct Kinds {
     pods: Arc<Kind>,
     nodes: Arc<Kind>,
     leases: Arc<Kind>,
+    services: Arc<Kind>,
+    slices: Arc<Kind>,
     /// What pods refer to, as far as it is served.
     used: Vec<Arc<Kind>>,
 }
@@ -72,6 +76,8 @@ impl Kinds {
             pods: kind("", "Pod")?,
             nodes: kind("", "Node")?,
             leases: kind("coordination.k8s.io", "Lease")?,
+            services: kind("", "Service")?,
+            slices: kind("discovery.k8s.io", "EndpointSlice")?,
             used: ["ConfigMap", "Secret"]
                 .into_iter()
                 .filter_map(|name| registry.kinds().by_kind("", "v1", name))
@@ -99,10 +105,22 @@ impl Fleet {
     /// A fleet without nodes. Fails if the registry does not serve the kinds it needs.
     pub fn new(registry: Registry, events: EventRecorder) -> Result<Arc<Self>, Status> {
         let kinds = Kinds::of(&registry)?;
-        Ok(Arc::new(Self { registry, kinds, events, sessions: Mutex::default() }))
+        Ok(Arc::new(Self {
+            registry,
+            kinds,
+            events,
+            cluster: services::Cluster::default(),
+            sessions: Mutex::default(),
+        }))
     }
 
-    /// Looks after one node until its carrier is gone, a newer one takes its place, or its Node object is removed.
+    /// Keeps up to date what nodes are told of Services; never ends. Without it they are told of no Service.
+    pub async fn follow_services(&self) {
+        self.cluster.follow(&self.registry, &self.kinds).await;
+    }
+
+    /// Looks after one node until its carrier is gone, a newer one takes its place, or its Node object is removed: the
+    /// carrier ends when this returns. [`Fleet::lost`] is to follow.
     pub async fn serve(&self, member: Member, link: ServerEnd) {
         let ServerEnd { rx, tx, streams } = link;
         let end = Arc::new(Notify::new());
@@ -129,23 +147,15 @@ impl Fleet {
         };
         tokio::select! {
             () = self.receive(&member, rx, &ask, &present) => {}
-            () = desired::keep(&self.registry, &self.kinds, &member.name, asked, tx) => {}
+            () = desired::keep(self, &member.name, asked, tx) => {}
             () = renew => {}
             () = ended => {}
         }
-        if self.forget(&member.name, streams) && member.uid.is_some() {
-            self.lost(&member.name).await;
-        }
-    }
-
-    /// Takes a session off the list, unless a new carrier of the same node has taken its place already.
-    fn forget(&self, node: &str, streams: mpsc::Sender<Open>) -> bool {
         let mut connected = self.connected();
-        let current = connected.get(node).is_some_and(|session| session.streams.same_channel(&streams));
-        if current {
-            connected.remove(node);
+        // A new carrier of the same node may have taken the place already.
+        if connected.get(&member.name).is_some_and(|session| session.streams.same_channel(&streams)) {
+            connected.remove(&member.name);
         }
-        current
     }
 
     async fn receive(
@@ -226,6 +236,13 @@ impl Fleet {
             tracing::info!(node, "the node is removed");
             session.end.notify_one();
         }
+    }
+
+    /// Names of the connected nodes, sorted.
+    pub fn connected_nodes(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.connected().keys().cloned().collect();
+        names.sort();
+        names
     }
 
     /// Names of the connected nodes, and the UIDs of their objects.

@@ -19,6 +19,14 @@ const MAX_PORTS: usize = 20_000;
 const MAX_TOPOLOGY: usize = 16;
 const MAX_HINTS: usize = 8;
 
+/// The label that names the Service an EndpointSlice belongs to.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// The index key of the EndpointSlices of a Service.
+pub fn of_service(namespace: &str, name: &str) -> String {
+    format!("service:{namespace}/{name}")
+}
+
 /// The hooks of EndpointSlices.
 pub struct EndpointSlice;
 
@@ -68,6 +76,11 @@ impl Hooks for EndpointSlice {
             errors.push(FieldError::invalid("addressType", kind, IMMUTABLE));
         }
         errors
+    }
+
+    fn index(&self, object: &Object) -> Vec<String> {
+        let service = meta::label(object, SERVICE_NAME).filter(|name| !name.is_empty());
+        service.map(|name| of_service(meta::namespace(object), name)).into_iter().collect()
     }
 
     fn columns(&self) -> &'static [Column] {

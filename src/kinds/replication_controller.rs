@@ -1,7 +1,7 @@
 //! ReplicationControllers.
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::check::not_negative;
 use super::meta::{child, default_to};
@@ -69,6 +69,7 @@ impl Hooks for ReplicationController {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use serde_json::json;
 
     fn controller(change: impl FnOnce(&mut Object)) -> Object {
         let mut object = json!({

@@ -109,7 +109,8 @@ pub enum ToNode {
     Service(Arc<Service>),
     /// A Service is gone.
     ServiceGone(ServiceName),
-    /// The other nodes of the pod network, all of them.
+    /// The nodes of the pod network, all of them, in the order of their names. The receiver is among them: so it knows
+    /// whether it may own load-balancer addresses.
     Peers(Vec<Peer>),
     /// The zone the node is in (its label `topology.kubernetes.io/zone`), which the operator may have set or changed.
     Zone(Option<String>),

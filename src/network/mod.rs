@@ -18,13 +18,18 @@ pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
 
 pub mod addresses;
+pub mod arp;
+pub mod dns;
 mod error;
 mod intake;
+mod interfaces;
+pub mod lan;
 mod leases;
 mod links;
 mod masquerade;
 mod netns;
 mod nft;
+mod ownership;
 pub mod proxy;
 pub mod services;
 mod source;
@@ -214,5 +219,7 @@ fn failed(operation: &'static str, subject: &str, cause: io::Error) -> Error {
     Error::Netlink { operation, subject: subject.to_owned(), cause: cause.to_string() }
 }
 
+#[cfg(test)]
+mod test_lan;
 #[cfg(test)]
 mod tests;

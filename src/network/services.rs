@@ -157,7 +157,7 @@ impl Service {
     }
 }
 
-/// Another node of the pod network.
+/// A node of the pod network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Peer {

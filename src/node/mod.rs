@@ -16,7 +16,6 @@ mod expand;
 mod fd;
 mod files;
 mod info;
-mod inotify;
 mod logs;
 mod outbox;
 mod pod;
@@ -26,6 +25,7 @@ mod service_env;
 mod services;
 mod status;
 mod streams;
+mod view;
 mod volumes;
 mod worker;
 
@@ -41,10 +41,12 @@ use tokio::time::MissedTickBehavior;
 
 pub use error::{Error, Result};
 pub use files::DnsConfig;
+pub use view::{PodView, View};
 
 use crate::cidr::Cidr;
 use crate::config::ProxyBalance;
 use crate::image::ImageStore;
+use crate::inotify::{self, Watcher};
 use crate::link::NodeEnd;
 use crate::link::message::ToNode;
 use crate::link::stream::StreamRequest;
@@ -54,7 +56,6 @@ use agent::Agent;
 use disk::Pods;
 use engine::{Real, blocking};
 use info::{Identity, Machine};
-use inotify::Watcher;
 use outbox::Outbox;
 use services::{ServiceView, Site};
 use worker::{Left, Sandboxes, Shared};
@@ -82,8 +83,8 @@ pub struct NodeConfig {
     pub dns: DnsConfig,
     /// Cluster addresses of Services.
     pub service_cidr: Cidr,
-    /// Addresses of all pods of the cluster.
-    pub cluster_cidr: Cidr,
+    /// Shows what runs.
+    pub view: View,
     /// How the Service proxy chooses among endpoints.
     pub proxy_balance: ProxyBalance,
 }
@@ -100,7 +101,7 @@ pub async fn run(
     mut link: NodeEnd,
 ) -> Result<()> {
     let pods = Pods::open(&config.data_dir)?;
-    let outbox = Outbox::default();
+    let outbox = Outbox::new(config.view.clone());
     let image_changes = watch::Sender::new(0u64);
     let machine = Machine::measure(&config.data_dir);
     let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };
@@ -112,7 +113,6 @@ pub async fn run(
         addresses: config.addresses.clone(),
         labels: config.labels.clone(),
         service_cidr: config.service_cidr,
-        cluster_cidr: config.cluster_cidr,
         proxy_balance: config.proxy_balance,
         pod_cidr: network.pod_cidr(),
         bridge: network.bridge().to_owned(),

@@ -19,6 +19,8 @@ use crate::cidr::Cidr;
 use crate::config::ProxyBalance;
 use crate::files;
 use crate::link::message::{Peer, ToNode};
+use crate::network::addresses::LocalAddresses;
+use crate::network::dns;
 use crate::network::proxy;
 use crate::network::services::{Service, ServiceChange, ServiceName, Services};
 
@@ -46,8 +48,6 @@ pub(super) struct Site {
     pub(super) labels: BTreeMap<String, String>,
     /// Cluster addresses.
     pub(super) service_cidr: Cidr,
-    /// Addresses of all pods of the cluster.
-    pub(super) cluster_cidr: Cidr,
     /// How the proxy chooses among endpoints.
     pub(super) proxy_balance: ProxyBalance,
     /// Addresses of this node's pods.
@@ -63,8 +63,9 @@ pub(super) fn run(site: Site) -> impl Future<Output = ()> + Send {
     // From the call on no change is missed, however late the future is polled.
     let changes = Changes::of(&site.view);
     async move {
-        let Site { view, .. } = &site;
-        tokio::join!(view.keep(changes), proxy(&site));
+        let Site { view, service_cidr, pod_cidr, domain, .. } = &site;
+        let names = dns::Config::new(domain, *service_cidr, *pod_cidr);
+        tokio::join!(view.keep(changes), name_server(view.services.clone(), names, *service_cidr), proxy(&site));
     }
 }
 
@@ -74,12 +75,15 @@ async fn proxy(site: &Site) {
         IpAddr::V4(address) => Some(*address),
         IpAddr::V6(_) => None,
     });
+    let (pod_cidr, peers) = (site.pod_cidr, site.view.peers.clone());
     let config = proxy::Config {
         node: site.node.clone(),
-        node_address: address.unwrap_or(site.pod_cidr.host(1)),
+        node_address: address.unwrap_or(pod_cidr.host(1)),
         bridge: site.bridge.clone(),
-        cluster_cidr: site.cluster_cidr,
-        pod_cidr: site.pod_cidr,
+        pod_cidr,
+        is_pod: Arc::new(move |address| {
+            pod_cidr.contains(address) || peers.borrow().iter().any(|peer| peer.pod_cidr.contains(address))
+        }),
         service_cidr: site.service_cidr,
         balance: site.proxy_balance,
     };
@@ -88,12 +92,21 @@ async fn proxy(site: &Site) {
     }
 }
 
+/// The name server, at an address of a range that is made local first.
+async fn name_server(services: Services, config: dns::Config, range: Cidr) {
+    let local = async { LocalAddresses::open()?.ensure_local_range(range).await };
+    if let Err(error) = local.await {
+        tracing::error!(%error, %range, "cluster addresses cannot be made local");
+    }
+    dns::run(services, config).await;
+}
+
 /// What the server told of Services and other nodes. Clones are the same view.
 #[derive(Clone)]
 pub(super) struct ServiceView {
     /// The Services.
     pub(super) services: Services,
-    /// The other nodes of the pod network.
+    /// The nodes of the pod network, this one included.
     pub(super) peers: Arc<watch::Sender<Vec<Peer>>>,
     /// The zone this node is in.
     pub(super) zone: Arc<watch::Sender<Option<String>>>,

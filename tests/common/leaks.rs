@@ -60,7 +60,7 @@ pub fn kill_all(data_dir: &Path, netns: &str) {
 
 /// The last part of the cgroup root of a data directory.
 pub fn cgroup_name(data_dir: &Path) -> String {
-    umiak::server::cgroup_root(data_dir).trim_start_matches('/').to_owned()
+    umiak::daemon::cgroup_root(data_dir).trim_start_matches('/').to_owned()
 }
 
 /// Every cgroup directory, in any hierarchy, of a data directory's pods.

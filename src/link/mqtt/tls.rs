@@ -35,7 +35,8 @@ pub const NODE_PREFIX: &str = "system:node:";
 pub struct TlsError(String);
 
 impl TlsError {
-    fn of(cause: impl Display) -> Self {
+    /// Wraps a cause.
+    pub fn of(cause: impl Display) -> Self {
         Self(cause.to_string())
     }
 }

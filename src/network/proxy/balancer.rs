@@ -7,8 +7,7 @@ use std::time::Instant;
 
 use super::affinity::Affinity;
 use super::policy::{Choice, Place, Ranges};
-use super::{Backend, Frontend};
-use crate::cidr::Cidr;
+use super::{Backend, Frontend, IsPod};
 use crate::config::ProxyBalance;
 
 /// Seconds that an endpoint which refused a connection is avoided while there are others.
@@ -161,10 +160,9 @@ pub(super) enum Scope {
 }
 
 /// What doors need to know of this node.
-#[derive(Debug)]
 pub(super) struct Around {
-    /// Addresses of all pods of the cluster.
-    pub(super) cluster_cidr: Cidr,
+    /// Tells the cluster's pods from others.
+    pub(super) is_pod: IsPod,
     /// This node's address.
     pub(super) node_address: Ipv4Addr,
     /// Whether endpoints can be connected to from the client's address.
@@ -204,7 +202,7 @@ impl Door {
                     return None;
                 }
                 // As kube-proxy does, pods and the node are spared the way out and back in: they get any endpoint.
-                let is_outside = *local && !self.around.cluster_cidr.contains(client) && !is_own(client);
+                let is_outside = *local && !(self.around.is_pod)(client) && !is_own(client);
                 Some((is_outside, is_outside && self.around.keeps_source.load(Relaxed)))
             }
         }
@@ -338,7 +336,7 @@ mod tests {
 
     fn door(scope: Scope, keeps_source: bool) -> Door {
         let around = Around {
-            cluster_cidr: config().cluster_cidr,
+            is_pod: config().is_pod,
             node_address: config().node_address,
             keeps_source: AtomicBool::new(keeps_source),
         };

@@ -89,7 +89,7 @@ struct Proxy {
 impl Proxy {
     fn new(config: Config, engine: Engine, intake: Option<Intake>) -> Self {
         let around = Arc::new(Around {
-            cluster_cidr: config.cluster_cidr,
+            is_pod: config.is_pod.clone(),
             node_address: config.node_address,
             keeps_source: AtomicBool::new(false),
         });

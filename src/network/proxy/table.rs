@@ -284,7 +284,7 @@ mod tests {
     fn table() -> Table {
         let config = config();
         let around = Around {
-            cluster_cidr: config.cluster_cidr,
+            is_pod: config.is_pod.clone(),
             node_address: config.node_address,
             keeps_source: AtomicBool::new(false),
         };

@@ -63,7 +63,13 @@ impl Batch {
         }
         // SAFETY: every header points at memory of the lengths stated that is ours until the call returns.
         let count = unsafe {
-            libc::recvmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), BATCH as _, libc::MSG_DONTWAIT as _, ptr::null_mut())
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                headers.as_mut_ptr(),
+                BATCH as _,
+                libc::MSG_DONTWAIT as _,
+                ptr::null_mut(),
+            )
         };
         let count = Errno::result(count)? as usize;
         for (index, header) in headers[..count].iter().enumerate() {
@@ -132,8 +138,9 @@ impl Batch {
         }
         let headers = &mut headers[which];
         // SAFETY: every header points at memory of the lengths stated that is ours until the call returns.
-        let sent =
-            unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), headers.len() as _, libc::MSG_DONTWAIT as _) };
+        let sent = unsafe {
+            libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), headers.len() as _, libc::MSG_DONTWAIT as _)
+        };
         match Errno::result(sent) {
             Ok(_) | Err(Errno::EAGAIN | Errno::EMSGSIZE) => Ok(()),
             Err(error) => Err(error),
