@@ -37,6 +37,8 @@ pub struct BoardConfig {
     pub pod_cidr: Cidr,
     /// Cluster addresses of Services, the name server's among them.
     pub service_cidr: Cidr,
+    /// Addresses of all pods of the cluster.
+    pub cluster_cidr: Cidr,
     /// How the Service proxy chooses among endpoints.
     pub proxy_balance: ProxyBalance,
 }
@@ -69,8 +71,9 @@ impl Board {
             labels: config.labels,
             dns: DnsConfig { servers: vec![config.service_cidr.host(10).into()], domain: "cluster.local".into() },
             service_cidr: config.service_cidr,
-            view: node::View::default(),
+            cluster_cidr: config.cluster_cidr,
             proxy_balance: config.proxy_balance,
+            view: node::View::default(),
         };
         Ok(Self { images, runtime, network, node })
     }

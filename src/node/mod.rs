@@ -85,6 +85,8 @@ pub struct NodeConfig {
     pub service_cidr: Cidr,
     /// Shows what runs.
     pub view: View,
+    /// Addresses of all pods of the cluster.
+    pub cluster_cidr: Cidr,
     /// How the Service proxy chooses among endpoints.
     pub proxy_balance: ProxyBalance,
 }
@@ -113,6 +115,7 @@ pub async fn run(
         addresses: config.addresses.clone(),
         labels: config.labels.clone(),
         service_cidr: config.service_cidr,
+        cluster_cidr: config.cluster_cidr,
         proxy_balance: config.proxy_balance,
         pod_cidr: network.pod_cidr(),
         bridge: network.bridge().to_owned(),

@@ -20,9 +20,8 @@ use crate::config::ProxyBalance;
 use crate::files;
 use crate::link::message::{Peer, ToNode};
 use crate::network::addresses::LocalAddresses;
-use crate::network::dns;
-use crate::network::proxy;
 use crate::network::services::{Service, ServiceChange, ServiceName, Services};
+use crate::network::{dns, proxy};
 
 /// Between a change of the view and the writing of it: a rolling update is one write.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -48,6 +47,8 @@ pub(super) struct Site {
     pub(super) labels: BTreeMap<String, String>,
     /// Cluster addresses.
     pub(super) service_cidr: Cidr,
+    /// Addresses of all pods of the cluster.
+    pub(super) cluster_cidr: Cidr,
     /// How the proxy chooses among endpoints.
     pub(super) proxy_balance: ProxyBalance,
     /// Addresses of this node's pods.
@@ -75,15 +76,12 @@ async fn proxy(site: &Site) {
         IpAddr::V4(address) => Some(*address),
         IpAddr::V6(_) => None,
     });
-    let (pod_cidr, peers) = (site.pod_cidr, site.view.peers.clone());
     let config = proxy::Config {
         node: site.node.clone(),
-        node_address: address.unwrap_or(pod_cidr.host(1)),
+        node_address: address.unwrap_or(site.pod_cidr.host(1)),
         bridge: site.bridge.clone(),
-        pod_cidr,
-        is_pod: Arc::new(move |address| {
-            pod_cidr.contains(address) || peers.borrow().iter().any(|peer| peer.pod_cidr.contains(address))
-        }),
+        cluster_cidr: site.cluster_cidr,
+        pod_cidr: site.pod_cidr,
         service_cidr: site.service_cidr,
         balance: site.proxy_balance,
     };

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use super::affinity::Affinity;
 use super::policy::{Choice, Place, Ranges};
-use super::{Backend, Frontend, IsPod};
+use super::{Backend, Frontend};
+use crate::cidr::Cidr;
 use crate::config::ProxyBalance;
 
 /// Seconds that an endpoint which refused a connection is avoided while there are others.
@@ -160,9 +161,10 @@ pub(super) enum Scope {
 }
 
 /// What doors need to know of this node.
+#[derive(Debug)]
 pub(super) struct Around {
-    /// Tells the cluster's pods from others.
-    pub(super) is_pod: IsPod,
+    /// Addresses of all pods of the cluster.
+    pub(super) cluster_cidr: Cidr,
     /// This node's address.
     pub(super) node_address: Ipv4Addr,
     /// Whether endpoints can be connected to from the client's address.
@@ -202,7 +204,7 @@ impl Door {
                     return None;
                 }
                 // As kube-proxy does, pods and the node are spared the way out and back in: they get any endpoint.
-                let is_outside = *local && !(self.around.is_pod)(client) && !is_own(client);
+                let is_outside = *local && !self.around.cluster_cidr.contains(client) && !is_own(client);
                 Some((is_outside, is_outside && self.around.keeps_source.load(Relaxed)))
             }
         }
@@ -320,8 +322,9 @@ mod tests {
         let affinity = Affinity::new(60);
         let endpoints: Vec<_> = THREE.split(';').map(endpoint).collect();
         let service = service("web", &[80, 81], endpoints);
-        let [http, admin] =
-            [0, 1].map(|n| Pool::new(ProxyBalance::RoundRobin, Choice::of(&service, &service.ports[n], &config(), Some("z1"))));
+        let [http, admin] = [0, 1].map(|n| {
+            Pool::new(ProxyBalance::RoundRobin, Choice::of(&service, &service.ports[n], &config(), Some("z1")))
+        });
         let sticky = |client| Visitor { affinity: Some(&affinity), ..visitor(client) };
         let first = last(http.pick(&sticky(7), 1));
         for now in 2..50 {
@@ -336,7 +339,7 @@ mod tests {
 
     fn door(scope: Scope, keeps_source: bool) -> Door {
         let around = Around {
-            is_pod: config().is_pod,
+            cluster_cidr: config().cluster_cidr,
             node_address: config().node_address,
             keeps_source: AtomicBool::new(keeps_source),
         };

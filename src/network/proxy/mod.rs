@@ -12,11 +12,8 @@ use super::services::Protocol;
 use crate::cidr::Cidr;
 use crate::config::ProxyBalance;
 
-/// Tells pods' addresses from others. Called on the data plane's thread: must not block.
-pub type IsPod = Arc<dyn Fn(Ipv4Addr) -> bool + Send + Sync>;
-
 /// What the proxy needs to know of its node.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// The node's name, as endpoints name it.
     pub node: String,
@@ -24,10 +21,10 @@ pub struct Config {
     pub node_address: Ipv4Addr,
     /// The pods' bridge.
     pub bridge: String,
+    /// Addresses of all pods of the cluster.
+    pub cluster_cidr: Cidr,
     /// Addresses of this node's pods; the first one is the bridge's.
     pub pod_cidr: Cidr,
-    /// Whether an address is a pod's, on whatever node.
-    pub is_pod: IsPod,
     /// Cluster addresses.
     pub service_cidr: Cidr,
     /// How endpoints are chosen.

@@ -49,8 +49,10 @@ impl Choice {
         let near = |c: &Candidate<'_>| zone.is_none_or(|zone| c.endpoint.for_zones.iter().any(|z| z == zone));
         let local = positions(&all, |c| c.is_local && c.endpoint.ready)
             .or_else(|| positions(&all, |c| c.is_local && c.is_last_resort()));
-        let cluster =
-            positions(&all, |c| c.endpoint.ready && near(c)).or_else(|| positions(&all, |c| c.is_last_resort()));
+        let own = positions(&all, |c| c.is_local && c.endpoint.ready).filter(|_| service.prefer_same_node);
+        let cluster = own
+            .or_else(|| positions(&all, |c| c.endpoint.ready && near(c)))
+            .or_else(|| positions(&all, |c| c.is_last_resort()));
         let place = |(address, c): (&SocketAddrV4, &Candidate<'_>)| Place {
             address: *address,
             is_own_pod: c.is_local && here.pod_cidr.contains(*address.ip()),

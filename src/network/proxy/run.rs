@@ -52,7 +52,9 @@ pub async fn run(config: Config, services: Services, zone: watch::Receiver<Optio
     let mut engine = Engine::start(move |report| drop(sender.send(report)))?;
     match Steer::new(config.service_cidr, config.service_cidr.host(NAME_SERVER)) {
         Ok(steer) => engine = engine.steered(steer),
-        Err(error) => tracing::info!(%error, "Services cannot have ports that other programs listen at on all addresses"),
+        Err(error) => {
+            tracing::info!(%error, "Services cannot have ports that other programs listen at on all addresses")
+        }
     }
     let intake = match Intake::open().await {
         Ok(intake) => Some(intake),
@@ -89,7 +91,7 @@ struct Proxy {
 impl Proxy {
     fn new(config: Config, engine: Engine, intake: Option<Intake>) -> Self {
         let around = Arc::new(Around {
-            is_pod: config.is_pod.clone(),
+            cluster_cidr: config.cluster_cidr,
             node_address: config.node_address,
             keeps_source: AtomicBool::new(false),
         });

@@ -284,7 +284,7 @@ mod tests {
     fn table() -> Table {
         let config = config();
         let around = Around {
-            is_pod: config.is_pod.clone(),
+            cluster_cidr: config.cluster_cidr,
             node_address: config.node_address,
             keeps_source: AtomicBool::new(false),
         };

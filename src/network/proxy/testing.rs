@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use super::Config;
 use crate::config::ProxyBalance;
@@ -14,7 +13,7 @@ pub(super) fn config() -> Config {
         node: "here".into(),
         node_address: Ipv4Addr::new(192, 168, 1, 10),
         bridge: "umiak0".into(),
-        is_pod: Arc::new(|address| address.octets()[..2] == [10, 42]),
+        cluster_cidr: "10.42.0.0/16".parse().unwrap(),
         pod_cidr: "10.42.1.0/24".parse().unwrap(),
         service_cidr: "10.43.0.0/16".parse().unwrap(),
         balance: ProxyBalance::RoundRobin,

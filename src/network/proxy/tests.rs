@@ -86,7 +86,7 @@ fn here() -> Config {
         node: "here".into(),
         node_address: Ipv4Addr::new(192, 0, 2, 1),
         bridge: "umiak0".into(),
-        is_pod: Arc::new(|address| address.octets()[..2] == [10, 77]),
+        cluster_cidr: "10.77.0.0/16".parse().unwrap(),
         pod_cidr: "10.77.0.0/24".parse().unwrap(),
         service_cidr: "10.43.0.0/16".parse().unwrap(),
         balance: ProxyBalance::RoundRobin,
