@@ -109,6 +109,7 @@ impl Bench {
             dns: DnsConfig { servers: vec!["10.43.0.10".parse().unwrap()], domain: "cluster.local".into() },
             service_cidr: "10.43.0.0/16".parse().unwrap(),
             view: node::View::default(),
+            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
             proxy_balance: umiak::config::ProxyBalance::default(),
         };
         let running = node::run(config, runtime, images, network.clone(), end);
