@@ -113,6 +113,8 @@ impl Bench {
             proxy_balance: Default::default(),
             vxlan: Default::default(),
             view: node::View::default(),
+            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+            proxy_balance: umiak::config::ProxyBalance::default(),
         };
         let running = node::run(config, runtime, images, network.clone(), end);
         let node = tokio::spawn(async move { running.await.unwrap() });
