@@ -108,6 +108,8 @@ impl Bench {
             labels: [("node-role.kubernetes.io/control-plane".to_owned(), String::new())].into(),
             dns: DnsConfig { servers: vec!["10.43.0.10".parse().unwrap()], domain: "cluster.local".into() },
             service_cidr: "10.43.0.0/16".parse().unwrap(),
+            cluster_cidr: "10.99.0.0/16".parse().unwrap(),
+            proxy_balance: Default::default(),
         };
         let running = node::run(config, runtime, images, network.clone(), end);
         let node = tokio::spawn(async move { running.await.unwrap() });
