@@ -41,6 +41,16 @@ spec:
         readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1, failureThreshold: 1}
 ";
 
+const GATED: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: gated, labels: {app: web}}
+spec:
+  terminationGracePeriodSeconds: 0
+  readinessGates: [{conditionType: example.com/gate}]
+  containers: [{name: c, image: nginx, ports: [{name: http, containerPort: 80}]}]
+";
+
 const BY_HAND: &str = "
 apiVersion: v1
 kind: Service
@@ -125,6 +135,15 @@ fn endpoints_follow_their_pods() {
     assert_eq!(not_ready, name);
     cluster.k(&format!("exec {name} -- touch /tmp/ready"));
     until("it is ready again", &cluster, |c| conditions(c, "web") == [UP; 4]);
+
+    // A pod whose gate somebody else opens.
+    cluster.apply(GATED);
+    until("the gate is closed", &cluster, |c| conditions(c, "web") == ["false/false/false", UP, UP, UP, UP]);
+    let open = r#"{"status":{"conditions":[{"type":"example.com/gate","status":"True"}]}}"#;
+    cluster.k(&format!("patch pod gated --subresource=status -p {open}"));
+    until("the gate is open", &cluster, |c| conditions(c, "web") == [UP; 5]);
+    cluster.k("delete pod gated");
+    until("the gate is gone", &cluster, |c| conditions(c, "web") == [UP; 4]);
 
     // A pod on its way out serves but takes nothing new; it is gone from the Endpoints at once.
     cluster.k(&format!("delete pod {name} --wait=false"));

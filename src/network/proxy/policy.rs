@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_own_node_goes_before_the_zone() {
-        let endpoints = || vec![endpoint("1 here ready"), endpoint("2 away ready"), endpoint("3 here")];
+        let endpoints = || vec![endpoint("1 here ready"), endpoint("2 away ready"), endpoint("3 here broken")];
         let mut service = service("web", &[80], endpoints());
         for (prefers, expected) in [(false, &[1, 2][..]), (true, &[1])] {
             service.prefer_same_node = prefers;
