@@ -4,6 +4,8 @@
 
 pub mod cli;
 pub mod server;
+pub mod agent;
+pub mod daemon;
 
 pub mod api;
 pub mod controllers;

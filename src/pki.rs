@@ -300,15 +300,22 @@ impl ServerTls {
     }
 }
 
-fn client_verifier(ca: &Ca) -> Result<Arc<dyn ClientCertVerifier>, Error> {
-    let tls = |e: &dyn std::fmt::Display| Error::Tls(e.to_string());
+/// The certificates in a PEM text as those to trust.
+///
+/// # Errors
+/// When one is not readable.
+pub fn roots(pem: &str) -> Result<Arc<RootCertStore>, Error> {
     let mut roots = RootCertStore::empty();
-    for certificate in pem_certificates(&ca.certificate)? {
-        roots.add(certificate).map_err(|e| tls(&e))?;
+    for certificate in pem_certificates(pem)? {
+        roots.add(certificate).map_err(|e| Error::Tls(e.to_string()))?;
     }
-    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider()))
+    Ok(Arc::new(roots))
+}
+
+fn client_verifier(ca: &Ca) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    WebPkiClientVerifier::builder_with_provider(roots(&ca.certificate)?, Arc::new(default_provider()))
         .build()
-        .map_err(|e| tls(&e))
+        .map_err(|e| Error::Tls(e.to_string()))
 }
 
 /// Lets every client through the handshake, as Kubernetes does: one with a certificate of another CA is to read 401 with

@@ -110,6 +110,7 @@ impl Bench {
             service_cidr: "10.43.0.0/16".parse().unwrap(),
             cluster_cidr: "10.99.0.0/16".parse().unwrap(),
             proxy_balance: Default::default(),
+            view: node::View::default(),
         };
         let running = node::run(config, runtime, images, network.clone(), end);
         let node = tokio::spawn(async move { running.await.unwrap() });

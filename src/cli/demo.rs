@@ -57,7 +57,7 @@ impl ThrowAway {
         let daemon = Command::new(std::env::current_exe()?)
             .args(["server", "--bind-address", "127.0.0.1", "--node-name", "demo", "--bridge", "umdemo0"])
             .args(["--cluster-cidr", "10.142.0.0/16", "--service-cidr", "10.143.0.0/16"])
-            .args(["--https-port", &port.to_string(), "--config"])
+            .args(["--mqtt-bind", "127.0.0.1", "--https-port", &port.to_string(), "--config"])
             .arg(&config)
             .arg("--data-dir")
             .arg(&data_dir)

@@ -14,6 +14,7 @@ pub mod pod_gc;
 pub mod queue;
 pub mod replicaset;
 pub mod runner;
+pub mod token_cleaner;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -69,6 +70,7 @@ pub async fn run(
         Box::new(namespace_defaults::NamespaceDefaults::new(registry, &config.ca)?),
         Box::new(pod_gc::PodGarbage::new(registry)?),
         Box::new(node_lifecycle::NodeLifecycle::new(registry, events)?),
+        Box::new(token_cleaner::TokenCleaner::new(registry)?),
     ];
     runner::run(registry, &controllers, shutdown).await;
     Ok(())

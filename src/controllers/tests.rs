@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::events::{self, EventWriter};
 use crate::fleet::presence::{Why, mark_unknown};
+use crate::fleet::tokens::{NewToken, PREFIX};
 use crate::kinds::table::KindTable;
 use crate::kinds::{Object, Subresource, meta};
 use crate::registry::{DeleteOptions, Deleted, EventType, ListOptions, Propagation, WriteOptions};
@@ -566,5 +567,22 @@ fn the_clusters_own_services_are_there_and_come_back() {
             .until("it again", |c| c.get("services", "kubernetes").is_some_and(|s| meta::uid(&s) != meta::uid(&api)))
             .await;
         assert_eq!(cluster.list(SLICES).len(), 1, "nothing is mirrored");
+    });
+}
+
+#[test]
+fn tokens_go_when_their_time_is_over() {
+    with_cluster(|c| async move {
+        let (mut ids, secrets) = (Vec::new(), kind(&c.registry, "secrets").unwrap());
+        for ttl in [1, 3600, 0] {
+            let new = NewToken { ttl: Duration::from_secs(ttl), ..NewToken::default() };
+            let (id, _, object) = new.make(jiff::Timestamp::now()).unwrap();
+            c.create("secrets", object).await;
+            ids.push(format!("{PREFIX}{id}"));
+        }
+        let there = |c: &Cluster, n: usize| c.registry.get_raw(&secrets, "kube-system", &ids[n]).is_ok();
+        assert!(there(&c, 0) && there(&c, 1) && there(&c, 2));
+        c.until("the first is gone", |c| !there(c, 0)).await;
+        assert!(there(&c, 1) && there(&c, 2));
     });
 }

@@ -81,9 +81,14 @@ impl Members {
         })
     }
 
-    /// Looks after a member's node until its carrier or its membership ends.
+    /// Looks after a member's node until its carrier or its membership ends. [`Members::lost`] is to follow.
     pub async fn serve(&self, member: Member, link: ServerEnd) {
         self.fleet.serve(member, link).await;
+    }
+
+    /// See [`Fleet::lost`].
+    pub async fn lost(&self, node: &str) {
+        self.fleet.lost(node).await;
     }
 
     /// Whether a node's carrier lives.

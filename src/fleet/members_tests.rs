@@ -8,8 +8,8 @@ use serde_json::json;
 use super::tokens::{self, NewToken};
 use super::*;
 use crate::events;
-use crate::kinds::Object;
 use crate::kinds::table::KindTable;
+use crate::kinds::{Object, meta};
 use crate::link::membership::{Granted, Reason, Refused, Reply, Request};
 use crate::link::message::{NodeReport, Sequence};
 use crate::link::{NodeEnd, local};
@@ -98,7 +98,11 @@ impl Bench {
         let member = self.members.admit(name, &board.key.fingerprint()).unwrap();
         let (server, node) = local::pair();
         let members = self.members.clone();
-        tokio::spawn(async move { members.serve(member, server).await });
+        tokio::spawn(async move {
+            let node = member.name.clone();
+            members.serve(member, server).await;
+            members.lost(&node).await;
+        });
         node
     }
 
@@ -116,8 +120,6 @@ impl Bench {
         meta::condition(&self.node(name), "Ready").unwrap()["status"].as_str().unwrap().to_owned()
     }
 }
-
-use crate::kinds::meta;
 
 fn ready_report() -> ToServer {
     let status = json!({"conditions": [{"type": "Ready", "status": "True"}]});

@@ -120,7 +120,8 @@ impl Fleet {
         self.cluster.follow(&self.registry, &self.kinds).await;
     }
 
-    /// Looks after one node until its carrier is gone, a newer one takes its place, or its Node object is removed.
+    /// Looks after one node until its carrier is gone, a newer one takes its place, or its Node object is removed: the
+    /// carrier ends when this returns. [`Fleet::lost`] is to follow.
     pub async fn serve(&self, member: Member, link: ServerEnd) {
         let ServerEnd { rx, tx, streams } = link;
         let end = Arc::new(Notify::new());
@@ -151,19 +152,11 @@ impl Fleet {
             () = renew => {}
             () = ended => {}
         }
-        if self.forget(&member.name, streams) && member.uid.is_some() {
-            self.lost(&member.name).await;
-        }
-    }
-
-    /// Takes a session off the list, unless a new carrier of the same node has taken its place already.
-    fn forget(&self, node: &str, streams: mpsc::Sender<Open>) -> bool {
         let mut connected = self.connected();
-        let current = connected.get(node).is_some_and(|session| session.streams.same_channel(&streams));
-        if current {
-            connected.remove(node);
+        // A new carrier of the same node may have taken the place already.
+        if connected.get(&member.name).is_some_and(|session| session.streams.same_channel(&streams)) {
+            connected.remove(&member.name);
         }
-        current
     }
 
     async fn receive(
@@ -244,6 +237,13 @@ impl Fleet {
             tracing::info!(node, "the node is removed");
             session.end.notify_one();
         }
+    }
+
+    /// Names of the connected nodes, sorted.
+    pub fn connected_nodes(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.connected().keys().cloned().collect();
+        names.sort();
+        names
     }
 
     /// Names of the connected nodes, and the UIDs of their objects.

@@ -55,7 +55,7 @@ pub fn mark_unknown(node: &mut Object, why: Why, now: Timestamp) {
 
 impl Fleet {
     /// Marks a node as unknown unless it is back in a moment.
-    pub(super) async fn lost(&self, name: &str) {
+    pub async fn lost(&self, name: &str) {
         sleep(BLINK).await;
         while !self.is_connected(name) {
             match self.mark_silent(name).await {

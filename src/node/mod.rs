@@ -25,6 +25,7 @@ mod service_env;
 mod services;
 mod status;
 mod streams;
+mod view;
 mod volumes;
 mod worker;
 
@@ -40,6 +41,7 @@ use tokio::time::MissedTickBehavior;
 
 pub use error::{Error, Result};
 pub use files::DnsConfig;
+pub use view::{PodView, View};
 
 use crate::cidr::Cidr;
 use crate::config::ProxyBalance;
@@ -81,6 +83,8 @@ pub struct NodeConfig {
     pub dns: DnsConfig,
     /// Cluster addresses of Services.
     pub service_cidr: Cidr,
+    /// Shows what runs.
+    pub view: View,
     /// Addresses of all pods of the cluster.
     pub cluster_cidr: Cidr,
     /// How the Service proxy chooses among endpoints.
@@ -99,7 +103,7 @@ pub async fn run(
     mut link: NodeEnd,
 ) -> Result<()> {
     let pods = Pods::open(&config.data_dir)?;
-    let outbox = Outbox::default();
+    let outbox = Outbox::new(config.view.clone());
     let image_changes = watch::Sender::new(0u64);
     let machine = Machine::measure(&config.data_dir);
     let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, mpsc};
 
+use super::view::View;
 use crate::link::message::{Envelope, EventReport, NodeReport, PodName, PodReport, Sequence, ToServer};
 
 /// Events kept while there is no server.
@@ -18,6 +19,7 @@ const MAX_EVENTS: usize = 256;
 pub(super) struct Outbox {
     waiting: Arc<Mutex<Waiting>>,
     wake: Arc<Notify>,
+    view: View,
 }
 
 #[derive(Default)]
@@ -30,6 +32,11 @@ struct Waiting {
 }
 
 impl Outbox {
+    /// An empty outbox; what is said of pods is shown in a view, too.
+    pub(super) fn new(view: View) -> Self {
+        Self { view, ..Self::default() }
+    }
+
     /// Asks the server for everything the node should have.
     pub(super) fn hello(&self) {
         self.add(|w| w.hello = true);
@@ -42,6 +49,7 @@ impl Outbox {
 
     /// Reports a pod's status.
     pub(super) fn status(&self, report: PodReport) {
+        self.view.note(&report);
         self.add(|w| {
             w.statuses.insert(report.pod.uid.clone(), report);
         });
@@ -49,6 +57,7 @@ impl Outbox {
 
     /// Reports that nothing of a pod is left.
     pub(super) fn gone(&self, pod: PodName) {
+        self.view.forget(&pod.uid);
         self.add(|w| {
             w.gone.insert(pod.uid.clone(), pod);
         });

@@ -137,6 +137,12 @@ impl Subject {
     }
 }
 
+/// When a certificate ends, since 1970; `None` if it is none.
+pub fn expiry(der: &[u8]) -> Option<Duration> {
+    let certificate = Certificate::from_der(der).ok()?;
+    Some(certificate.tbs_certificate().validity().not_after.to_unix_duration())
+}
+
 /// The text of a short DER string (UTF8String, PrintableString, IA5String) of less than 256 bytes.
 fn text(der: &[u8]) -> Option<String> {
     let content = match der {
@@ -267,7 +273,10 @@ mod tests {
         let proven = ProvenKey::of(&key.request().unwrap()).unwrap();
         assert_eq!(proven.fingerprint(), key.fingerprint());
         let certificate = ca.node("pi-1", &proven).unwrap();
-        let subject = Subject::of(&CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()).unwrap();
+        let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+        let life = expiry(&certificate).unwrap() - crate::pki::floor_time();
+        assert!(life <= NODE_LIFE && life > NODE_LIFE - Duration::from_secs(60), "{life:?}");
+        let subject = Subject::of(&certificate).unwrap();
         assert_eq!((subject.node(), subject.key), (Some("pi-1"), key.fingerprint()));
     }
 
