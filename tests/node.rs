@@ -89,7 +89,7 @@ impl Bench {
         let config = NetworkConfig {
             bridge: "um-test0".into(),
             pod_cidr: "10.99.7.0/24".parse().unwrap(),
-            cluster_cidr: "10.99.7.0/24".parse().unwrap(),
+            cluster_cidr: "10.99.0.0/16".parse().unwrap(),
             state_dir: dir.path().join("net"),
             mtu: 1500,
         };
@@ -113,8 +113,6 @@ impl Bench {
             proxy_balance: Default::default(),
             vxlan: Default::default(),
             view: node::View::default(),
-            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
-            proxy_balance: umiak::config::ProxyBalance::default(),
         };
         let running = node::run(config, runtime, images, network.clone(), end);
         let node = tokio::spawn(async move { running.await.unwrap() });
