@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{Error, cgroup_root, keep, log_end};
 use crate::cidr::Cidr;
+use crate::config::ProxyBalance;
 use crate::image::ImageStore;
 use crate::link::NodeEnd;
 use crate::network::{Network, NetworkConfig};
@@ -36,6 +37,10 @@ pub struct BoardConfig {
     pub pod_cidr: Cidr,
     /// Cluster addresses of Services, the name server's among them.
     pub service_cidr: Cidr,
+    /// Addresses of all pods of the cluster.
+    pub cluster_cidr: Cidr,
+    /// How the Service proxy chooses among endpoints.
+    pub proxy_balance: ProxyBalance,
 }
 
 /// A node half that is ready to run.
@@ -66,6 +71,8 @@ impl Board {
             labels: config.labels,
             dns: DnsConfig { servers: vec![config.service_cidr.host(10).into()], domain: "cluster.local".into() },
             service_cidr: config.service_cidr,
+            cluster_cidr: config.cluster_cidr,
+            proxy_balance: config.proxy_balance,
             view: node::View::default(),
         };
         Ok(Self { images, runtime, network, node })

@@ -12,9 +12,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{Ticketer, default_provider};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{
-    ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier,
-};
+use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
@@ -35,8 +33,7 @@ pub const NODE_PREFIX: &str = "system:node:";
 pub struct TlsError(String);
 
 impl TlsError {
-    /// Wraps a cause.
-    pub fn of(cause: impl Display) -> Self {
+    fn of(cause: impl Display) -> Self {
         Self(cause.to_string())
     }
 }
@@ -67,11 +64,16 @@ impl ClientTls {
         Ok(Self { outer: build(None)?, inner: build(Some(server_name()))? })
     }
 
+    #[cfg(test)]
+    pub(crate) fn outer_config(&self) -> Arc<ClientConfig> {
+        self.outer.clone()
+    }
+
     /// For a client without one that knows only the SHA-256 of the CA's certificate (DER).
     ///
     /// # Errors
     /// When rustls refuses it.
-    pub(super) fn join(ca_sha256: [u8; 32], time: Arc<dyn TimeProvider>) -> Result<Self, TlsError> {
+    pub(crate) fn join(ca_sha256: [u8; 32], time: Arc<dyn TimeProvider>) -> Result<Self, TlsError> {
         let build = |trust| Ok(small(client(trust, time.clone())?.with_no_client_auth()));
         Ok(Self { outer: build(Trust::Anybody)?, inner: build(Trust::Pinned(ca_sha256))? })
     }
@@ -115,7 +117,7 @@ fn constant(name: &'static str) -> ServerName<'static> {
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     /// Clients at the built-in broker: with a certificate of the CA, or without any, to join.
-    pub(super) broker: Arc<ServerConfig>,
+    pub(crate) broker: Arc<ServerConfig>,
     /// Nodes: with a certificate.
     pub(super) inner: Arc<ServerConfig>,
     /// Those who join: without.
