@@ -33,7 +33,8 @@ pub const NODE_PREFIX: &str = "system:node:";
 pub struct TlsError(String);
 
 impl TlsError {
-    fn of(cause: impl Display) -> Self {
+    /// From the words of whoever refused.
+    pub fn of(cause: impl Display) -> Self {
         Self(cause.to_string())
     }
 }
