@@ -118,7 +118,8 @@ fn runtime_config(data_dir: &Path) -> Result<RuntimeConfig, Error> {
 
 fn network_config(config: &BoardConfig) -> NetworkConfig {
     let state_dir = config.data_dir.join("node/network");
-    NetworkConfig { bridge: config.bridge.clone(), pod_cidr: config.pod_cidr, state_dir, mtu: MTU }
+    let BoardConfig { bridge, pod_cidr, cluster_cidr, .. } = config.clone();
+    NetworkConfig { bridge, pod_cidr, cluster_cidr, state_dir, mtu: MTU }
 }
 
 /// Notes which bridge is ours, so that a reset finds it without the configuration of the day.
@@ -131,7 +132,8 @@ fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {
     let text = fs::read_to_string(data_dir.join(NETWORK)).ok()?;
     let (bridge, cidr) = text.trim().split_once(' ')?;
     let state_dir = data_dir.join("node/network");
-    Some(NetworkConfig { bridge: bridge.into(), pod_cidr: cidr.parse().ok()?, state_dir, mtu: MTU })
+    let pod_cidr = cidr.parse().ok()?;
+    Some(NetworkConfig { bridge: bridge.into(), pod_cidr, cluster_cidr: pod_cidr, state_dir, mtu: MTU })
 }
 
 /// The address of the board, or the bridge's where it is alone.
