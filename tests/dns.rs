@@ -137,7 +137,8 @@ fn names_as_pods_see_them() {
 
     // Headless: the pods themselves, and each by its name.
     until(&cluster, &["nslookup", "headless1"], |said| said.contains(&pod4) && said.contains(&pod5));
-    let said = in_pod(&cluster, &["nslookup", "pod-a.headless1"]);
+    // Busybox takes a name with a dot for a full one.
+    let said = in_pod(&cluster, &["nslookup", "pod-a.headless1.default.svc.cluster.local"]);
     assert!(said.contains(&pod4) && !said.contains(&pod5), "{said}");
     assert_eq!(in_pod(&cluster, &["wget", "-qO-", "http://pod-a.headless1:8080/"]), "hello\n");
     let said = in_pod(&cluster, &["nslookup", "-type=srv", "_http._tcp.headless1.default.svc.cluster.local"]);
