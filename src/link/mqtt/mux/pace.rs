@@ -17,7 +17,7 @@ const LARGEST: usize = 512 * 1024;
 /// Frames under way, however small.
 const FRAMES: usize = 256;
 /// Acknowledgements delayed by less than this let the window grow.
-const QUICK: Duration = Duration::from_millis(150);
+const QUICK: Duration = Duration::from_millis(250);
 /// Those delayed by more make it shrink.
 const SLOW: Duration = Duration::from_millis(450);
 
@@ -122,7 +122,7 @@ impl Pace {
                 // It cannot be a queue of ours: the way has become longer.
                 self.base = Some(base + (trip - base) / 8);
             }
-            self.window = (self.window / 2).max(SMALLEST);
+            self.window = (self.window / 4 * 3).max(SMALLEST);
             self.careful = self.window;
         } else if queued < QUICK && self.limited {
             let growth = if self.window < self.careful { self.window } else { SMALLEST / 2 };
@@ -173,7 +173,7 @@ mod tests {
         ] {
             let (worst, speed) = saturate(rate, Duration::from_millis(delay));
             assert!(worst < Duration::from_millis(queue), "{rate} {delay}: {worst:?}");
-            assert!(speed > rate * 0.4, "{rate} {delay}: {speed}");
+            assert!(speed > rate * 0.6, "{rate} {delay}: {speed}");
         }
     }
 
