@@ -73,8 +73,7 @@ spec:
 
 /// The conditions of a Service's endpoints as `ready/serving/terminating`, sorted.
 fn conditions(cluster: &Cluster, service: &str) -> Vec<String> {
-    let path =
-        "{range .items[*].endpoints[*]}{.conditions.ready}/{.conditions.serving}/{.conditions.terminating}\\n{end}";
+    let path = "{range .items[*].endpoints[*]}{.conditions.ready}/{.conditions.serving}/{.conditions.terminating}{\"\\n\"}{end}";
     let output = cluster
         .kubectl()
         .args(["get", "endpointslices", "-l", &format!("kubernetes.io/service-name={service}"), "-o"])
@@ -159,6 +158,8 @@ fn endpoints_by_hand_are_mirrored_and_pods_are_told() {
         }
         let told = cluster.k("logs told");
         for line in [
+            "KUBERNETES_SERVICE_HOST=10.43.0.1",
+            "KUBERNETES_SERVICE_PORT_HTTPS=443",
             "WEB_SERVICE_HOST=10.43.7.7",
             "WEB_SERVICE_PORT=80",
             "WEB_SERVICE_PORT_HTTP=80",
@@ -171,7 +172,7 @@ fn endpoints_by_hand_are_mirrored_and_pods_are_told() {
             assert!(told.lines().any(|l| l.starts_with(line)), "{line} is missing:\n{told}");
         }
         let untold = cluster.k("logs untold");
-        assert!(!untold.contains("10.43.7.7"), "{untold}");
+        assert!(untold.contains("KUBERNETES_SERVICE_HOST=10.43.0.1") && !untold.contains("10.43.7.7"), "{untold}");
         assert!(untold.ends_with("search example.com\nnameserver 192.0.2.53\noptions ndots:2\n"), "{untold}");
         cluster.k("delete pod told untold");
     };

@@ -29,6 +29,8 @@ pub(super) struct Identity {
     pub(super) pod_cidr: Cidr,
     /// Network of the Services.
     pub(super) service_cidr: Cidr,
+    /// Network of the pods.
+    pub(super) cluster_cidr: Cidr,
     /// Of the CA's certificate.
     pub(super) ca_fingerprint: Fingerprint,
     /// End of its certificate, since 1970.
@@ -54,6 +56,7 @@ impl Identity {
             name: granted.name.clone(),
             pod_cidr: granted.pod_cidr,
             service_cidr: granted.service_cidr,
+            cluster_cidr: granted.cluster_cidr,
             ca_fingerprint: pki::fingerprint(&granted.ca)?,
             expires: expires.ok_or_else(|| pki::Error::Tls("the certificate is not readable".into()))?,
             servers,

@@ -131,6 +131,8 @@ fn board_config(config: &AgentConfig, identity: &Identity) -> BoardConfig {
         bridge: config.bridge.clone(),
         pod_cidr: identity.pod_cidr,
         service_cidr: identity.service_cidr,
+        cluster_cidr: identity.cluster_cidr,
+        proxy_balance: config.proxy_balance,
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{DEFAULT_DATA_DIR, Error, check_bridge, node_name, read, server_address};
+use super::{DEFAULT_DATA_DIR, Error, ProxyBalance, check_bridge, node_name, read, server_address};
 
 /// What `umiak agent` runs with.
 #[derive(Clone, Deserialize)]
@@ -20,6 +20,8 @@ pub struct AgentConfig {
     pub token: Option<String>,
     /// Name of the pod bridge.
     pub bridge: String,
+    /// How Services choose among their endpoints.
+    pub proxy_balance: ProxyBalance,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
     #[serde(skip)]
@@ -47,6 +49,7 @@ impl Default for AgentConfig {
             server: Vec::new(),
             token: None,
             bridge: "umiak0".into(),
+            proxy_balance: ProxyBalance::default(),
             log: "info".into(),
             host: String::new(),
         }

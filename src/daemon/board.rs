@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{Error, cgroup_root, keep, log_end};
 use crate::cidr::Cidr;
+use crate::config::ProxyBalance;
 use crate::image::ImageStore;
 use crate::link::NodeEnd;
 use crate::network::{Network, NetworkConfig};
@@ -36,6 +37,10 @@ pub struct BoardConfig {
     pub pod_cidr: Cidr,
     /// Cluster addresses of Services, the name server's among them.
     pub service_cidr: Cidr,
+    /// Addresses of all pods of the cluster.
+    pub cluster_cidr: Cidr,
+    /// How the Service proxy chooses among endpoints.
+    pub proxy_balance: ProxyBalance,
 }
 
 /// A node half that is ready to run.
@@ -66,6 +71,8 @@ impl Board {
             labels: config.labels,
             dns: DnsConfig { servers: vec![config.service_cidr.host(10).into()], domain: "cluster.local".into() },
             service_cidr: config.service_cidr,
+            cluster_cidr: config.cluster_cidr,
+            proxy_balance: config.proxy_balance,
             view: node::View::default(),
         };
         Ok(Self { images, runtime, network, node })
@@ -111,7 +118,8 @@ fn runtime_config(data_dir: &Path) -> Result<RuntimeConfig, Error> {
 
 fn network_config(config: &BoardConfig) -> NetworkConfig {
     let state_dir = config.data_dir.join("node/network");
-    NetworkConfig { bridge: config.bridge.clone(), pod_cidr: config.pod_cidr, state_dir, mtu: MTU }
+    let BoardConfig { bridge, pod_cidr, cluster_cidr, .. } = config.clone();
+    NetworkConfig { bridge, pod_cidr, cluster_cidr, state_dir, mtu: MTU }
 }
 
 /// Notes which bridge is ours, so that a reset finds it without the configuration of the day.
@@ -124,7 +132,8 @@ fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {
     let text = fs::read_to_string(data_dir.join(NETWORK)).ok()?;
     let (bridge, cidr) = text.trim().split_once(' ')?;
     let state_dir = data_dir.join("node/network");
-    Some(NetworkConfig { bridge: bridge.into(), pod_cidr: cidr.parse().ok()?, state_dir, mtu: MTU })
+    let pod_cidr = cidr.parse().ok()?;
+    Some(NetworkConfig { bridge: bridge.into(), pod_cidr, cluster_cidr: pod_cidr, state_dir, mtu: MTU })
 }
 
 /// The address of the board, or the bridge's where it is alone.

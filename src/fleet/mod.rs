@@ -10,6 +10,7 @@ pub mod members;
 #[cfg(test)]
 mod members_tests;
 mod node;
+mod nodes;
 pub mod presence;
 mod report;
 mod services;

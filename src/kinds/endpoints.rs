@@ -84,8 +84,8 @@ pub(super) fn address(errors: &mut Errors, path: &str, ip: &str) {
 
 /// `hostname` and `nodeName` of an endpoint.
 pub(super) fn names(errors: &mut Errors, path: &str, endpoint: &Object) {
-    let rules: [(&str, fn(&str) -> Vec<String>); 2] =
-        [("hostname", format::dns_label), ("nodeName", format::dns_subdomain)];
+    type Rule = fn(&str) -> Vec<String>;
+    let rules: [(&str, Rule); 2] = [("hostname", format::dns_label), ("nodeName", format::dns_subdomain)];
     for (key, rule) in rules {
         let name = meta::text(endpoint, key);
         if !name.is_empty() {

@@ -13,7 +13,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::arp::{self, News, Port, Roles, Told};
-use super::interfaces::{self, Interface};
+use super::interfaces::{self, Interface, Seen};
+use super::overlay::DEVICE;
 use super::ownership::Place;
 use super::services::{Peer, Service, ServiceChange, Services};
 
@@ -46,9 +47,9 @@ pub async fn run(
     mut peers: watch::Receiver<Vec<Peer>>,
     notify: impl Fn(Notice) + Send,
 ) {
-    let (to, mut seen) = watch::channel(Vec::new());
+    let (to, mut seen) = watch::channel(Seen::default());
     let (news, mut told) = mpsc::channel(NEWS);
-    let ours = [bridge.as_str()];
+    let ours = [bridge.as_str(), DEVICE];
     let follow = interfaces::follow(&ours, to);
     let mut lan = Lan { node: &node, segments: BTreeMap::new(), tasks: JoinSet::new(), news };
     let announce = async {
@@ -56,7 +57,7 @@ pub async fn run(
         let _ = seen.changed().await;
         let (mut all, mut changes) = holders(&services);
         loop {
-            lan.settle(&all, &peers.borrow_and_update(), &seen.borrow_and_update());
+            lan.settle(&all, &peers.borrow_and_update(), &seen.borrow_and_update().interfaces);
             tokio::select! {
                 change = changes.recv() => match change {
                     Ok(change) => concern(&mut all, change),

@@ -29,8 +29,10 @@ mod links;
 mod masquerade;
 mod netns;
 mod nft;
+pub mod overlay;
 mod ownership;
 pub mod proxy;
+pub mod routes;
 pub mod services;
 mod source;
 
@@ -41,6 +43,8 @@ pub struct NetworkConfig {
     pub bridge: String,
     /// Addresses of this node's pods; the first host address is the gateway (the bridge itself).
     pub pod_cidr: Cidr,
+    /// Addresses of the pods of all nodes: they see each other's own addresses.
+    pub cluster_cidr: Cidr,
     /// Where leases are kept; made where it is missing.
     pub state_dir: PathBuf,
     /// Of the bridge and of every pod's `eth0`, bytes.
@@ -90,7 +94,7 @@ impl Network {
         let bridge = links.ensure_bridge(&config.bridge, mac(gateway), config.mtu).await?;
         links.set_address(bridge, gateway, config.pod_cidr).await?;
         enable_forwarding()?;
-        let masquerade = masquerade::install(&config.bridge, config.pod_cidr);
+        let masquerade = masquerade::install(&config.bridge, config.pod_cidr, config.cluster_cidr);
         Ok(Network { config, links, bridge, leases: Mutex::new(leases), masquerade })
     }
 
@@ -177,6 +181,7 @@ impl Network {
             source::remove(&self.config.bridge)?;
         }
         intake::remove_all(&self.links).await?;
+        routes::remove_all(&self.links).await?;
         self.leases.into_inner().unwrap_or_else(PoisonError::into_inner).destroy()
     }
 

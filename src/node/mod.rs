@@ -44,6 +44,7 @@ pub use files::DnsConfig;
 pub use view::{PodView, View};
 
 use crate::cidr::Cidr;
+use crate::config::ProxyBalance;
 use crate::image::ImageStore;
 use crate::inotify::{self, Watcher};
 use crate::link::NodeEnd;
@@ -84,6 +85,10 @@ pub struct NodeConfig {
     pub service_cidr: Cidr,
     /// Shows what runs.
     pub view: View,
+    /// Addresses of all pods of the cluster.
+    pub cluster_cidr: Cidr,
+    /// How the Service proxy chooses among endpoints.
+    pub proxy_balance: ProxyBalance,
 }
 
 /// Runs the node half until the link's carrier is gone for good. Dropping the future stops it; pods go on without it.
@@ -110,6 +115,8 @@ pub async fn run(
         addresses: config.addresses.clone(),
         labels: config.labels.clone(),
         service_cidr: config.service_cidr,
+        cluster_cidr: config.cluster_cidr,
+        proxy_balance: config.proxy_balance,
         pod_cidr: network.pod_cidr(),
         bridge: network.bridge().to_owned(),
         domain: config.dns.domain.clone(),

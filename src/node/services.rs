@@ -16,11 +16,12 @@ use tokio::sync::watch;
 use super::engine::blocking;
 use super::error::{At, Error, Result};
 use crate::cidr::Cidr;
+use crate::config::ProxyBalance;
 use crate::files;
 use crate::link::message::{Peer, ToNode};
 use crate::network::addresses::LocalAddresses;
-use crate::network::dns;
 use crate::network::services::{Service, ServiceChange, ServiceName, Services};
+use crate::network::{dns, proxy};
 
 /// Between a change of the view and the writing of it: a rolling update is one write.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -46,6 +47,10 @@ pub(super) struct Site {
     pub(super) labels: BTreeMap<String, String>,
     /// Cluster addresses.
     pub(super) service_cidr: Cidr,
+    /// Addresses of all pods of the cluster.
+    pub(super) cluster_cidr: Cidr,
+    /// How the proxy chooses among endpoints.
+    pub(super) proxy_balance: ProxyBalance,
     /// Addresses of this node's pods.
     pub(super) pod_cidr: Cidr,
     /// The pod bridge; its address is the first one of `pod_cidr`.
@@ -59,9 +64,29 @@ pub(super) fn run(site: Site) -> impl Future<Output = ()> + Send {
     // From the call on no change is missed, however late the future is polled.
     let changes = Changes::of(&site.view);
     async move {
-        let Site { view, service_cidr, pod_cidr, domain, .. } = site;
-        let names = dns::Config::new(&domain, service_cidr, pod_cidr);
-        tokio::join!(view.keep(changes), name_server(view.services.clone(), names, service_cidr));
+        let Site { view, service_cidr, pod_cidr, domain, .. } = &site;
+        let names = dns::Config::new(domain, *service_cidr, *pod_cidr);
+        tokio::join!(view.keep(changes), name_server(view.services.clone(), names, *service_cidr), proxy(&site));
+    }
+}
+
+/// Clients of Services.
+async fn proxy(site: &Site) {
+    let address = site.addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    });
+    let config = proxy::Config {
+        node: site.node.clone(),
+        node_address: address.unwrap_or(site.pod_cidr.host(1)),
+        bridge: site.bridge.clone(),
+        cluster_cidr: site.cluster_cidr,
+        pod_cidr: site.pod_cidr,
+        service_cidr: site.service_cidr,
+        balance: site.proxy_balance,
+    };
+    if let Err(error) = proxy::run(config, site.view.services.clone(), site.view.zone.subscribe()).await {
+        tracing::error!(%error, "this node does not serve Services");
     }
 }
 

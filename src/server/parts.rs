@@ -187,6 +187,8 @@ async fn own_node(
         bridge: config.bridge.clone(),
         pod_cidr,
         service_cidr: config.service_cidr,
+        cluster_cidr: config.cluster_cidr,
+        proxy_balance: config.proxy_balance,
     })
     .await?;
     let parts = (board.images(), board.view());

@@ -33,7 +33,7 @@ pub const NODE_PREFIX: &str = "system:node:";
 pub struct TlsError(String);
 
 impl TlsError {
-    /// Wraps a cause.
+    /// From the words of whoever refused.
     pub fn of(cause: impl Display) -> Self {
         Self(cause.to_string())
     }

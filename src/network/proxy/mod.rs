@@ -17,8 +17,6 @@ use crate::config::ProxyBalance;
 pub struct Config {
     /// The node's name, as endpoints name it.
     pub node: String,
-    /// The zone the node is in (`topology.kubernetes.io/zone`).
-    pub zone: Option<String>,
     /// The node's `InternalIP`.
     pub node_address: Ipv4Addr,
     /// The pods' bridge.

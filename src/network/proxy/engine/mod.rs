@@ -10,6 +10,8 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+pub use steer::Steer;
+
 use mailbox::Mailbox;
 use worker::Worker;
 
@@ -17,6 +19,7 @@ use super::{Command, Listen};
 
 mod mailbox;
 mod slab;
+mod steer;
 mod sys;
 mod tcp;
 mod timers;
@@ -39,6 +42,7 @@ type Reporter = Arc<dyn Fn(Report) + Send + Sync>;
 pub struct Engine {
     mailbox: Arc<Mailbox>,
     report: Reporter,
+    steer: Option<Arc<Steer>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -49,7 +53,14 @@ impl Engine {
     /// # Errors
     /// When there is no descriptor left to wake the thread by.
     pub fn start(report: impl Fn(Report) + Send + Sync + 'static) -> io::Result<Self> {
-        Ok(Self { mailbox: Arc::new(Mailbox::new()?), report: Arc::new(report), thread: Mutex::new(None) })
+        let mailbox = Arc::new(Mailbox::new()?);
+        Ok(Self { mailbox, report: Arc::new(report), steer: None, thread: Mutex::new(None) })
+    }
+
+    /// Lets listeners at single addresses leave their ports to others, who listen at all addresses.
+    pub fn steered(mut self, steer: Steer) -> Self {
+        self.steer = Some(Arc::new(steer));
+        self
     }
 
     /// Hands a command over; it takes effect within the engine's next turn. Never blocks. Commands for the same
@@ -70,7 +81,7 @@ impl Engine {
         if thread.is_some() {
             return;
         }
-        let spawned = Worker::new(self.mailbox.clone(), self.report.clone()).and_then(|worker| {
+        let spawned = Worker::new(self.mailbox.clone(), self.report.clone(), self.steer.clone()).and_then(|worker| {
             std::thread::Builder::new().name("proxy".to_owned()).spawn(move || worker.build().run())
         });
         match spawned {

@@ -3,7 +3,7 @@
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,6 +11,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, setsockopt, socket, sockopt,
 };
+
+use super::steer::Steer;
 
 /// Connections that wait to be accepted; the kernel takes `net.core.somaxconn` where that is less.
 const BACKLOG: i32 = 4096;
@@ -20,8 +22,8 @@ const KEEPALIVE_IDLE: u32 = 300;
 /// Seconds between questions, and how many go without an answer.
 const KEEPALIVE: (u32, u32) = (30, 5);
 
-/// A listening socket. What it is set to, the kernel hands on to the connections it accepts.
-pub(super) fn tcp_listener(address: SocketAddrV4) -> io::Result<OwnedFd> {
+/// A listening socket; with a `steer`, one that leaves the port to others. What it is set to, the kernel hands on to the connections it accepts.
+pub(super) fn tcp_listener(address: SocketAddrV4, steer: Option<&Steer>) -> io::Result<OwnedFd> {
     let listener = stream_socket()?;
     // A node port is listened at on all addresses, a Service of the same port on its own: the kernel lets both of us
     // only where both say that they know (SO_REUSEPORT).
@@ -29,9 +31,14 @@ pub(super) fn tcp_listener(address: SocketAddrV4) -> io::Result<OwnedFd> {
     setsockopt(&listener, sockopt::ReusePort, &true)?;
     allow_any_address(&listener, address)?;
     set_stream_options(&listener)?;
-    bind(listener.as_raw_fd(), &SockaddrIn::from(address))?;
+    let steer = steer.filter(|_| !address.ip().is_unspecified());
+    let port = if steer.is_some() { 0 } else { address.port() };
+    bind(listener.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(*address.ip(), port)))?;
     listen(&listener, Backlog::new(BACKLOG)?)?;
-    Ok(listener)
+    match steer.map(|steer| steer.lead(address, listener.as_fd())) {
+        Some(Err(_)) => tcp_listener(address, None),
+        Some(Ok(())) | None => Ok(listener),
+    }
 }
 
 /// Lets a listener have an address that is no interface's, and answer from it where no local route says it is ours

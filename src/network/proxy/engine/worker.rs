@@ -10,6 +10,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use super::super::super::services::Protocol;
 use super::mailbox::{Mailbox, Order};
 use super::slab::Token;
+use super::steer::Steer;
 use super::tcp::Tcp;
 use super::timers::Clock;
 use super::udp::Udp;
@@ -23,6 +24,7 @@ pub(super) struct Worker {
     mailbox: Arc<Mailbox>,
     report: Reporter,
     epoll: Epoll,
+    steer: Option<Arc<Steer>>,
 }
 
 /// The thread's own.
@@ -36,16 +38,16 @@ pub(super) struct Running {
 }
 
 impl Worker {
-    pub(super) fn new(mailbox: Arc<Mailbox>, report: Reporter) -> io::Result<Self> {
+    pub(super) fn new(mailbox: Arc<Mailbox>, report: Reporter, steer: Option<Arc<Steer>>) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(mailbox.bell(), EpollEvent::new(EpollFlags::EPOLLIN, Token::Mailbox.pack()))?;
-        Ok(Self { mailbox, report, epoll })
+        Ok(Self { mailbox, report, epoll, steer })
     }
 
     /// On the thread itself: what follows does not leave it.
     pub(super) fn build(self) -> Running {
         let epoll = Rc::new(self.epoll);
-        let (tcp, udp) = (Tcp::new(epoll.clone()), Udp::new(epoll.clone()));
+        let (tcp, udp) = (Tcp::new(epoll.clone(), self.steer), Udp::new(epoll.clone()));
         Running { mailbox: self.mailbox, report: self.report, epoll, clock: Clock::start(), tcp, udp }
     }
 }

@@ -13,6 +13,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::super::Frontend;
 use super::slab::{Key, Slab, Token};
+use super::steer::Steer;
 use super::sys;
 use super::timers::{Tick, Timers};
 use connection::{Connection, End, Next};
@@ -43,6 +44,7 @@ struct Listener {
 /// All TCP of one engine.
 pub(super) struct Tcp {
     epoll: Rc<Epoll>,
+    steer: Option<Arc<Steer>>,
     by_address: HashMap<SocketAddrV4, Key>,
     listeners: Slab<Listener>,
     connections: Slab<Connection>,
@@ -58,9 +60,10 @@ pub(super) struct Tcp {
 }
 
 impl Tcp {
-    pub(super) fn new(epoll: Rc<Epoll>) -> Self {
+    pub(super) fn new(epoll: Rc<Epoll>, steer: Option<Arc<Steer>>) -> Self {
         Self {
             epoll,
+            steer,
             by_address: HashMap::new(),
             listeners: Slab::default(),
             connections: Slab::default(),
@@ -81,7 +84,7 @@ impl Tcp {
 
     /// Begins to listen.
     pub(super) fn listen(&mut self, address: SocketAddrV4, frontend: Arc<dyn Frontend>) -> io::Result<()> {
-        let socket = sys::tcp_listener(address)?;
+        let socket = sys::tcp_listener(address, self.steer.as_deref())?;
         let key = self.listeners.insert(Listener { socket, frontend, starved: 0 });
         self.by_address.insert(address, key);
         let watched =
