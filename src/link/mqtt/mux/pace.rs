@@ -164,13 +164,8 @@ mod tests {
 
     #[test]
     fn the_queue_stays_short_and_the_link_full() {
-        for (rate, delay, queue) in [
-            (8e3, 500, 800),
-            (8e3, 20, 800),
-            (32e3, 100, 800),
-            (1e6, 50, 700),
-            (100e6, 1, 100),
-        ] {
+        for (rate, delay, queue) in [(8e3, 500, 800), (8e3, 20, 800), (32e3, 100, 800), (1e6, 50, 700), (100e6, 1, 100)]
+        {
             let (worst, speed) = saturate(rate, Duration::from_millis(delay));
             assert!(worst < Duration::from_millis(queue), "{rate} {delay}: {worst:?}");
             assert!(speed > rate * 0.4, "{rate} {delay}: {speed}");
