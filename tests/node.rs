@@ -106,6 +106,7 @@ impl Bench {
             data_dir: dir.path().join("node"),
             images_dir: dir.path().join("images"),
             addresses: vec!["192.0.2.1".parse().unwrap()],
+            follow_address: false,
             labels: [("node-role.kubernetes.io/control-plane".to_owned(), String::new())].into(),
             dns: DnsConfig { servers: vec!["10.43.0.10".parse().unwrap()], domain: "cluster.local".into() },
             service_cidr: "10.43.0.0/16".parse().unwrap(),
