@@ -65,8 +65,8 @@ impl Cluster {
     }
 
     async fn change(&self, resource: &str, namespace: &str, name: &str, change: impl Fn(&mut Object)) {
-        let options = WriteOptions::by("test");
-        let done = self.registry.modify(&self.kind(resource), namespace, name, None, &options, |object| {
+        let (kind, options) = (self.kind(resource), WriteOptions::by("test"));
+        let done = self.registry.modify(&kind, namespace, name, None, &options, |object| {
             change(object);
             Ok(())
         });
