@@ -29,6 +29,8 @@ pub(super) struct Identity {
     pub(super) pod_cidr: Cidr,
     /// Network of the Services.
     pub(super) service_cidr: Cidr,
+    /// Network of the pods.
+    pub(super) cluster_cidr: Cidr,
     /// Of the CA's certificate.
     pub(super) ca_fingerprint: Fingerprint,
     /// End of its certificate, since 1970.
@@ -54,6 +56,7 @@ impl Identity {
             name: granted.name.clone(),
             pod_cidr: granted.pod_cidr,
             service_cidr: granted.service_cidr,
+            cluster_cidr: granted.cluster_cidr,
             ca_fingerprint: pki::fingerprint(&granted.ca)?,
             expires: expires.ok_or_else(|| pki::Error::Tls("the certificate is not readable".into()))?,
             servers,
@@ -92,5 +95,66 @@ impl Identity {
         let chain = pem_certificates(&self.granted.certificate)?;
         let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| failed(&e))?;
         ClientTls::new(pki::roots(&self.granted.ca)?, chain, key, time).map_err(|e| failed(&e))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::pki::Ca;
+    use crate::pki::node::{NodeKey, ProvenKey};
+
+    fn granted(ca: &Ca, key: &NodeKey) -> Granted {
+        let proven = ProvenKey::of(&key.request().unwrap()).unwrap();
+        Granted {
+            name: "pi".into(),
+            certificate: ca.node("pi", &proven).unwrap(),
+            ca: ca.certificate().to_owned(),
+            time: 0,
+            pod_cidr: "10.42.1.0/24".parse().unwrap(),
+            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+            service_cidr: "10.43.0.0/16".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_identity_is_kept_and_fits_its_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Ca::open(&dir.path().join("pki")).unwrap();
+        let key = NodeKey::open(&dir.path().join("node.key")).unwrap();
+        assert!(Identity::load(dir.path()).unwrap().is_none());
+        let identity = Identity::new(granted(&ca, &key), vec!["192.0.2.1:8883".into()]).unwrap();
+        identity.save(dir.path()).unwrap();
+        let loaded = Identity::load(dir.path()).unwrap().unwrap();
+        assert_eq!((&loaded.name, &loaded.servers), (&identity.name, &identity.servers));
+        assert_eq!(loaded.ca_fingerprint, ca.fingerprint().unwrap());
+        let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let clock = Clock::open(&dir.path().join("clock"));
+        loaded.tls(&key.pem(), clock.clone()).unwrap();
+        let other = NodeKey::open(&dir.path().join("other.key")).unwrap();
+        assert!(loaded.tls(&other.pem(), clock).is_err());
+    }
+
+    #[test]
+    fn a_damaged_identity_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["", "{}", "nonsense"] {
+            fs::write(dir.path().join(FILE), text).unwrap();
+            let error = Identity::load(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("identity.json is damaged") && error.contains("umiak reset"), "{error}");
+        }
+        let ca = Ca::open(&dir.path().join("pki")).unwrap();
+        let key = NodeKey::open(&dir.path().join("node.key")).unwrap();
+        for granted in [
+            Granted { certificate: String::new(), ..granted(&ca, &key) },
+            Granted { ca: "x".into(), ..granted(&ca, &key) },
+        ] {
+            assert!(Identity::new(granted, Vec::new()).is_err());
+        }
     }
 }

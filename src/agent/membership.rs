@@ -264,3 +264,35 @@ impl Asking<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_that_fails_for_long_raises_doubt() {
+        let (tell, mut link) = watch::channel(LinkState::default());
+        let mut pause = DOUBT;
+        let waits = async |link: &mut watch::Receiver<LinkState>, pause: &mut Duration| {
+            timeout(Duration::from_secs(60), link_fails(link, pause)).await.is_err()
+        };
+        assert!(waits(&mut link, &mut pause).await, "nothing was tried yet");
+        tell.send_modify(|state| state.error = Some("refused".into()));
+        assert!(!waits(&mut link, &mut pause).await);
+        pause = SELDOM;
+        assert!(waits(&mut link, &mut pause).await, "ever more seldom");
+        let flapping = async {
+            for _ in 0..10 {
+                sleep(DOUBT / 2).await;
+                tell.send_modify(|state| state.connected = Some(SystemTime::now()));
+                sleep(DOUBT / 2).await;
+                tell.send_modify(|state| state.connected = None);
+            }
+        };
+        tokio::select! {
+            () = flapping => {}
+            () = link_fails(&mut link, &mut pause) => panic!("it came up again and again"),
+        }
+        assert_eq!(pause, DOUBT);
+    }
+}

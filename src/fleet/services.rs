@@ -12,8 +12,9 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 
 use super::Kinds;
+use super::nodes::{Known, Nodes};
+use super::peers::PeerFeed;
 use crate::kinds::endpoint_slice::{SERVICE_NAME, of_service};
-use crate::kinds::node::ZONE;
 use crate::kinds::status::Status;
 use crate::kinds::{Object, meta};
 use crate::link::message::ToNode;
@@ -27,12 +28,11 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Services built before other tasks run.
 const BATCH: usize = 16;
 
-/// All Services, and the zones of the nodes.
+/// All Services, and the nodes as they need to know each other.
 #[derive(Default)]
 pub(super) struct Cluster {
     services: Services,
-    /// By node; a node that is in none is not in it.
-    zones: watch::Sender<BTreeMap<String, String>>,
+    nodes: Nodes,
     /// The view is whole; it stays so.
     built: watch::Sender<bool>,
 }
@@ -55,13 +55,19 @@ impl Cluster {
         let mut services = registry.watch(&kinds.services, None, None)?;
         let mut slices = registry.watch(&kinds.slices, None, None)?;
         let mut nodes = registry.watch(&kinds.nodes, None, None)?;
-        self.build_all(registry, kinds).await?;
+        let mut known = self.build_all(registry, kinds).await?;
         loop {
             let mut changed = BTreeSet::new();
             tokio::select! {
                 event = services.next() => drop(changed.insert(id(&event?.object))),
                 event = slices.next() => changed.extend(owners(&event?)?),
-                event = nodes.next() => self.node_changed(&event?)?,
+                event = nodes.next() => {
+                    let event = event?;
+                    let there = (event.kind != EventType::Deleted).then_some(&event.object);
+                    known.note(&event.object.key.name, there)?;
+                    self.nodes.tell_zones(&known);
+                }
+                () = known.due() => self.nodes.tell_peers(&mut known),
             }
             // A burst of changes of one Service is one change.
             while let Some(event) = services.try_next()? {
@@ -74,23 +80,20 @@ impl Cluster {
         }
     }
 
-    async fn build_all(&self, registry: &Registry, kinds: &Kinds) -> Result<(), Status> {
+    async fn build_all(&self, registry: &Registry, kinds: &Kinds) -> Result<Known, Status> {
         let listed = registry.list_slowly(&kinds.services, &ListOptions::default()).await?;
         let mut names: BTreeSet<ServiceName> = listed.items.iter().map(id).collect();
         drop(listed);
         names.extend(self.services.all().iter().map(|s| s.id()));
         self.build(registry, kinds, names).await?;
-        let mut zones = BTreeMap::new();
+        let mut known = Known::default();
         for node in registry.list_slowly(&kinds.nodes, &ListOptions::default()).await?.items {
-            zones.extend(zone(&node)?.map(|zone| (node.key.name.to_string(), zone)));
+            known.note(&node.key.name, Some(&node))?;
         }
-        self.zones.send_if_modified(|old| {
-            let other = *old != zones;
-            *old = zones;
-            other
-        });
+        self.nodes.tell_zones(&known);
+        self.nodes.tell_peers(&mut known);
         self.built.send_if_modified(|built| !std::mem::replace(built, true));
-        Ok(())
+        Ok(known)
     }
 
     async fn build(&self, registry: &Registry, kinds: &Kinds, names: BTreeSet<ServiceName>) -> Result<(), Status> {
@@ -110,19 +113,6 @@ impl Cluster {
         }
         Ok(())
     }
-
-    fn node_changed(&self, event: &Event) -> Result<(), Status> {
-        let now = if event.kind == EventType::Deleted { None } else { zone(&event.object)? };
-        let node = &*event.object.key.name;
-        self.zones.send_if_modified(|zones| {
-            let before = match &now {
-                Some(zone) => zones.insert(node.to_owned(), zone.clone()),
-                None => zones.remove(node),
-            };
-            before != now
-        });
-        Ok(())
-    }
 }
 
 /// What one node has yet to hear.
@@ -135,15 +125,25 @@ pub(super) struct Feed<'a> {
     pending: BTreeSet<ServiceName>,
     zone_pending: bool,
     told_zone: Option<String>,
+    peers: PeerFeed,
 }
 
 impl<'a> Feed<'a> {
     /// Everything there is, and every change after that.
     pub(super) fn of(cluster: &'a Cluster, node: &'a str) -> Self {
         let (all, changes) = cluster.services.subscribe();
-        let (zones, built) = (cluster.zones.subscribe(), cluster.built.subscribe());
-        let pending = all.iter().map(|s| s.id()).collect();
-        Self { cluster, node, changes, zones, built, pending, zone_pending: true, told_zone: None }
+        let Cluster { nodes, built, .. } = cluster;
+        Self {
+            cluster,
+            node,
+            changes,
+            zones: nodes.zones.subscribe(),
+            built: built.subscribe(),
+            pending: all.iter().map(|s| s.id()).collect(),
+            zone_pending: true,
+            told_zone: None,
+            peers: nodes.peers.feed(node),
+        }
     }
 
     /// Waits for a change and notes it. Cancel safe.
@@ -152,6 +152,7 @@ impl<'a> Feed<'a> {
             // The senders are the cluster's own and do not end.
             _ = self.built.changed() => {}
             _ = self.zones.changed() => self.zone_pending |= self.zone() != self.told_zone,
+            () = self.peers.changed() => {}
             change = self.changes.recv() => match change {
                 Ok(ServiceChange::Put(service) | ServiceChange::Gone(service)) => drop(self.pending.insert(service.id())),
                 Err(RecvError::Lagged(_) | RecvError::Closed) => {
@@ -170,7 +171,7 @@ impl<'a> Feed<'a> {
 
     /// Whether there is something to tell.
     pub(super) fn has_more(&self) -> bool {
-        self.is_whole() && (self.zone_pending || !self.pending.is_empty())
+        self.is_whole() && (self.zone_pending || self.peers.has_more() || !self.pending.is_empty())
     }
 
     /// The next thing to tell.
@@ -178,6 +179,9 @@ impl<'a> Feed<'a> {
         if std::mem::take(&mut self.zone_pending) {
             self.told_zone = self.zone();
             return Some(ToNode::Zone(self.told_zone.clone()));
+        }
+        if let Some(message) = self.peers.next() {
+            return Some(message);
         }
         let name = self.pending.pop_first()?;
         match self.cluster.services.get(&name.namespace, &name.name) {
@@ -209,11 +213,6 @@ fn owners(event: &Event) -> Result<Vec<ServiceName>, Status> {
         }
     }
     Ok(owners)
-}
-
-fn zone(node: &Raw) -> Result<Option<String>, Status> {
-    let labels = node.labels()?;
-    Ok(Some(meta::text(&labels, ZONE).to_owned()).filter(|zone| !zone.is_empty()))
 }
 
 /// A Service and its slices as a node needs them. What Umiak does not do (IPv6, SCTP) the API has refused.

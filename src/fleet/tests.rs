@@ -11,7 +11,7 @@ use crate::events;
 use crate::kinds::table::KindTable;
 use crate::kinds::{Object, meta};
 use crate::link;
-use crate::link::message::{DesiredPod, EventReport, NodeReport, PodName, PodReport, Sequence, ToNode};
+use crate::link::message::{DesiredPod, EventReport, NodeReport, Peer, PodName, PodReport, Sequence, ToNode};
 use crate::link::{NodeEnd, local};
 use crate::network::services::ServiceName;
 use crate::registry::{DeleteOptions, ListOptions, WriteOptions};
@@ -70,9 +70,15 @@ impl Bench {
         tokio::time::timeout(Duration::from_secs(20), self.link.rx.recv()).await.unwrap().unwrap().body
     }
 
+    /// What is told of nodes while none has an address or a zone.
+    async fn hear_of_nodes(&mut self) {
+        assert_eq!(self.hear().await, ToNode::Zone(None));
+        assert_eq!(self.hear().await, ToNode::Peers(Vec::new()));
+    }
+
     /// What is told after [`ToServer::Hello`] while there are no pods and no Services.
     async fn hear_nothing(&mut self) {
-        assert_eq!(self.hear().await, ToNode::Zone(None));
+        self.hear_of_nodes().await;
         assert_eq!(self.hear().await, ToNode::Complete { pods: Vec::new(), services: Vec::new() });
     }
 
@@ -165,7 +171,7 @@ async fn a_node_hears_of_its_pods_and_what_they_use_and_of_no_other() {
     // Asking again brings everything again.
     bench.say(ToServer::Hello).await;
     bench.hear_pod().await;
-    assert_eq!(bench.hear().await, ToNode::Zone(None));
+    bench.hear_of_nodes().await;
     assert_eq!(bench.hear().await, ToNode::Complete { pods: vec![name.uid], services: Vec::new() });
 }
 
@@ -256,7 +262,7 @@ async fn a_node_hears_of_services_and_their_endpoints() {
 
     // Asking again brings everything again.
     bench.say(ToServer::Hello).await;
-    assert_eq!(bench.hear().await, ToNode::Zone(None));
+    bench.hear_of_nodes().await;
     hear(&mut bench).await;
     let name = ServiceName { namespace: "default".into(), name: "web".into() };
     assert_eq!(bench.hear().await, ToNode::Complete { pods: Vec::new(), services: vec![name.clone()] });
@@ -276,6 +282,18 @@ async fn a_node_hears_of_services_and_their_endpoints() {
     let nodes = bench.kind("Node");
     bench.registry.modify(&nodes, "", "pi", None, &WriteOptions::by("test"), label).await.unwrap();
     assert_eq!(bench.hear().await, ToNode::Zone(Some("east".into())));
+
+    let addresses = json!([{"type": "InternalIP", "address": "192.0.2.7"}]);
+    let conditions = json!([{"type": "Ready", "status": "True"}]);
+    let status = json!({"addresses": addresses, "conditions": conditions});
+    bench.say(ToServer::Node(NodeReport { labels: Object::new(), status })).await;
+    let peer = Peer {
+        name: "pi".into(),
+        address: "192.0.2.7".parse().unwrap(),
+        pod_cidr: "10.42.0.0/24".parse().unwrap(),
+        announces: true,
+    };
+    assert_eq!(bench.hear().await, ToNode::Peers(vec![peer]));
 }
 
 /// A node that does not read is told the newest of everything once it does, and its pods do not wait for Services.

@@ -17,6 +17,8 @@ use stream::{Stream, StreamRequest};
 
 /// Messages one direction may have under way.
 pub const QUEUE: usize = 64;
+/// Streams waiting to be taken by the node.
+const OPENING: usize = 16;
 
 /// A stream the server opens to a pod.
 #[derive(Debug)]

@@ -30,6 +30,9 @@ pub enum Error {
     /// Endpoints cannot be shown their clients' addresses.
     #[error("endpoints cannot see their clients' addresses: {0}")]
     SourceUnavailable(String),
+    /// Pods of nodes behind routers cannot be reached.
+    #[error("nodes of other network segments cannot be reached: VXLAN is not available (CONFIG_VXLAN): {0}")]
+    Overlay(String),
     /// A file of the network's state, or a kernel setting, cannot be read or written.
     #[error("{operation} {}: {cause}", path.display())]
     File {

@@ -4,14 +4,15 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
-use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::watch;
 
-use super::addresses::destination;
+use super::addresses::{PROTOCOL, destination};
 use super::arp::Mac;
 use super::error::Result;
 use super::links::failed;
@@ -21,7 +22,7 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Between a failed look at the interfaces and the next.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// The routing table `main`.
-const TABLE_MAIN: u8 = 254;
+pub(super) const TABLE_MAIN: u8 = 254;
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,10 +70,19 @@ pub(super) fn default_route(interfaces: &[Interface]) -> Option<&Interface> {
     leading.min_by_key(|(metric, interface)| (*metric, interface.index)).map(|(_, i)| i)
 }
 
+/// What there is, and whether it was there all the time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// The interfaces but for those of this program.
+    pub(super) interfaces: Vec<Interface>,
+    /// How often an interface went down or a route of this program was removed, and routes may be missing since.
+    pub(super) losses: u64,
+}
+
 /// Keeps the interfaces of this namespace but those called `ours` in `to`; never ends.
 ///
 /// Wakes up only when the kernel says that something changed.
-pub(super) async fn follow(ours: &[&str], to: watch::Sender<Vec<Interface>>) {
+pub(super) async fn follow(ours: &[&str], to: watch::Sender<Seen>) {
     loop {
         if let Err(error) = try_follow(ours, &to).await {
             tracing::error!(%error, "cannot see the network interfaces");
@@ -81,29 +91,44 @@ pub(super) async fn follow(ours: &[&str], to: watch::Sender<Vec<Interface>>) {
     }
 }
 
-async fn try_follow(ours: &[&str], to: &watch::Sender<Vec<Interface>>) -> Result<()> {
+async fn try_follow(ours: &[&str], to: &watch::Sender<Seen>) -> Result<()> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
     let (connection, handle, mut changes) =
         rtnetlink::new_multicast_connection(&groups).map_err(|e| super::failed("connect to", "netlink", e))?;
+    let mut losses = to.borrow().losses;
     let read_and_wait = async {
         loop {
             let mut now = read(&handle).await?;
             now.retain(|interface| !ours.contains(&interface.name.as_str()));
-            to.send_if_modified(|old| {
-                let changed = *old != now;
-                *old = now;
+            to.send_if_modified(|seen| {
+                let changed = seen.losses != losses || seen.interfaces != now;
+                *seen = Seen { interfaces: now, losses };
                 changed
             });
-            if changes.next().await.is_none() {
-                return Ok(());
-            }
+            let Some((change, _)) = changes.next().await else { return Ok(()) };
+            losses += u64::from(is_loss(&change, &to.borrow()));
             tokio::time::sleep(SETTLE).await;
-            while changes.try_recv().is_ok() {}
+            while let Ok((change, _)) = changes.try_recv() {
+                losses += u64::from(is_loss(&change, &to.borrow()));
+            }
         }
     };
     tokio::select! {
         ended = read_and_wait => ended,
         () = connection => Ok(()),
+    }
+}
+
+fn is_loss(change: &NetlinkMessage<RouteNetlinkMessage>, seen: &Seen) -> bool {
+    match &change.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) => route.header.protocol == PROTOCOL,
+        // The kernel tells of no route that goes with its interface.
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+            let is_known = seen.interfaces.iter().any(|i| i.index == link.header.index);
+            is_known && !link.header.flags.contains(LinkFlags::Up)
+        }
+        NetlinkPayload::Overrun(_) => true,
+        _ => false,
     }
 }
 

@@ -33,6 +33,7 @@ const META_INPUT_NAME: u32 = 6;
 const META_OUTPUT_NAME: u32 = 7;
 const NETWORK_HEADER: u32 = 1;
 const SOURCE_ADDRESS: u32 = 12;
+const DESTINATION_ADDRESS: u32 = 16;
 const INTERFACE_NAME: usize = 16;
 const SOCKET_TRANSPARENT: u32 = 0;
 
@@ -120,10 +121,22 @@ impl Attributes {
 
     /// Only packets whose source lies in `range`.
     pub(super) fn source_in(&mut self, range: Cidr) {
+        self.network_of(SOURCE_ADDRESS, range);
+        self.compare(EQUAL, &range.network().octets());
+    }
+
+    /// Only packets whose destination lies outside `range`.
+    pub(super) fn destination_outside(&mut self, range: Cidr) {
+        self.network_of(DESTINATION_ADDRESS, range);
+        self.compare(NOT_EQUAL, &range.network().octets());
+    }
+
+    /// Loads an address of the header without its bits beyond the prefix of `range`.
+    fn network_of(&mut self, field: u32, range: Cidr) {
         self.expression("payload", |e| {
             e.number(1, REGISTER_1);
             e.number(2, NETWORK_HEADER);
-            e.number(3, SOURCE_ADDRESS);
+            e.number(3, field);
             e.number(4, 4);
         });
         self.expression("bitwise", |e| {
@@ -133,7 +146,6 @@ impl Attributes {
             e.nested(4, |mask| mask.bytes(1, &(!(range.size() - 1)).to_be_bytes()));
             e.nested(5, |xor| xor.bytes(1, &[0; 4]));
         });
-        self.compare(EQUAL, &range.network().octets());
     }
 
     /// Only packets of this way.

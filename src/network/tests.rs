@@ -54,6 +54,7 @@ pub(super) fn config(state_dir: &Path) -> NetworkConfig {
     NetworkConfig {
         bridge: "umiak0".to_owned(),
         pod_cidr: CIDR.parse().unwrap(),
+        cluster_cidr: "10.76.0.0/15".parse().unwrap(),
         state_dir: state_dir.to_owned(),
         mtu: 1450,
     }
@@ -127,6 +128,7 @@ fn traffic_that_leaves_the_node_is_masqueraded() {
         let outside = NetworkConfig {
             bridge: "world0".to_owned(),
             pod_cidr: "192.0.2.0/24".parse().unwrap(),
+            cluster_cidr: "192.0.2.0/24".parse().unwrap(),
             state_dir: room.join("world"),
             mtu: 1500,
         };

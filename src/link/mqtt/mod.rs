@@ -7,6 +7,7 @@
 mod backoff;
 mod bus;
 mod client;
+mod control;
 mod join;
 mod mux;
 mod node;
@@ -15,7 +16,7 @@ mod seal;
 mod server;
 mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod tls;
 pub mod topic;
 
@@ -23,6 +24,8 @@ pub use bus::{Bus, BusError, Event, Inbox, RemoteConfig, remote};
 pub use join::{JoinError, JoinStream, join};
 pub use node::{LinkState, NodeConfig, TlsProvider, node};
 pub use server::{Accepted, Allowed, Incoming, Sessions, accept};
+
+pub(crate) use packet::{MAX_PACKET, PacketError, PacketReader, encode, publish};
 
 /// The port of MQTT over TLS.
 pub const PORT: u16 = 8883;

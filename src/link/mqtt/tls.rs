@@ -26,6 +26,8 @@ use x509_cert::der::{Decode, Encode};
 pub const SERVER_NAME: &str = "umiak-server";
 /// What a client that joins calls the server in the handshake: it is shown the CA's certificate too.
 const JOIN_NAME: &str = "umiak-join";
+/// The common name of the certificate with which the server goes to a broker that is not its own.
+pub const SERVER_USER: &str = "system:umiak-server";
 /// The common name of a node's certificate is this and the node's name.
 pub const NODE_PREFIX: &str = "system:node:";
 
@@ -35,7 +37,7 @@ pub const NODE_PREFIX: &str = "system:node:";
 pub struct TlsError(String);
 
 impl TlsError {
-    /// Wraps a cause.
+    /// From the words of whoever refused.
     pub fn of(cause: impl Display) -> Self {
         Self(cause.to_string())
     }
@@ -67,11 +69,16 @@ impl ClientTls {
         Ok(Self { outer: build(None)?, inner: build(Some(server_name()))? })
     }
 
+    #[cfg(test)]
+    pub(crate) fn outer_config(&self) -> Arc<ClientConfig> {
+        self.outer.clone()
+    }
+
     /// For a client without one that knows only the SHA-256 of the CA's certificate (DER).
     ///
     /// # Errors
     /// When rustls refuses it.
-    pub(super) fn join(ca_sha256: [u8; 32], time: Arc<dyn TimeProvider>) -> Result<Self, TlsError> {
+    pub(crate) fn join(ca_sha256: [u8; 32], time: Arc<dyn TimeProvider>) -> Result<Self, TlsError> {
         let build = |trust| Ok(small(client(trust, time.clone())?.with_no_client_auth()));
         Ok(Self { outer: build(Trust::Anybody)?, inner: build(Trust::Pinned(ca_sha256))? })
     }
@@ -115,7 +122,7 @@ fn constant(name: &'static str) -> ServerName<'static> {
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     /// Clients at the built-in broker: with a certificate of the CA, or without any, to join.
-    pub(super) broker: Arc<ServerConfig>,
+    pub(crate) broker: Arc<ServerConfig>,
     /// Nodes: with a certificate.
     pub(super) inner: Arc<ServerConfig>,
     /// Those who join: without.

@@ -1,7 +1,9 @@
 //! The topics of a cluster, and who may use them.
 //!
-//! `umiak/v1/CLUSTER/NODE/u/…` is up, from a node; `umiak/v1/CLUSTER/NODE/d/…` is down, to it. Names beginning with `_`
-//! are nobody's: no node can be called so.
+//! `umiak/v1/CLUSTER/system:node:NODE/u/…` is up, from a node; `umiak/v1/CLUSTER/system:node:NODE/d/…` is down, to it.
+//! Nodes go by the whole common name of their certificates: that is what brokers compare topics with.
+
+use super::tls::NODE_PREFIX;
 
 /// Records of sessions, both ways.
 pub(crate) const SESSION: &str = "s";
@@ -44,46 +46,46 @@ impl Topics {
 
     /// From a node.
     pub(crate) fn up(&self, node: &str, what: &str) -> String {
-        format!("{}/{node}/u/{what}", self.root)
+        format!("{}/{NODE_PREFIX}{node}/u/{what}", self.root)
     }
 
     /// To a node.
     pub(crate) fn down(&self, node: &str, what: &str) -> String {
-        format!("{}/{node}/d/{what}", self.root)
+        format!("{}/{NODE_PREFIX}{node}/d/{what}", self.root)
     }
 
     /// From a joining client.
     pub(crate) fn join_up(&self, client: &str) -> String {
-        format!("{}/_join/{client}/u", self.root)
+        format!("{}/join/{client}/u", self.root)
     }
 
     /// To a joining client.
     pub(crate) fn join_down(&self, client: &str) -> String {
-        format!("{}/_join/{client}/d", self.root)
+        format!("{}/join/{client}/d", self.root)
     }
 
     /// To all nodes: whether the server is at the broker.
     pub(crate) fn server(&self) -> String {
-        format!("{}/_all/d/server", self.root)
+        format!("{}/all/d/server", self.root)
     }
 
     /// What the server subscribes to at a broker of others.
     pub(crate) fn server_filters(&self) -> [String; 2] {
-        [format!("{}/+/u/#", self.root), format!("{}/_join/+/u", self.root)]
+        [format!("{}/+/u/#", self.root), format!("{}/join/+/u", self.root)]
     }
 
     /// What a node subscribes to.
     pub(crate) fn node_filters(&self, node: &str) -> [String; 2] {
-        [format!("{}/{node}/d/#", self.root), format!("{}/_all/d/#", self.root)]
+        [self.down(node, "#"), format!("{}/all/d/#", self.root)]
     }
 
     /// Who sent to this topic; `None`: it is none of those above.
     pub(crate) fn parse<'a>(&self, topic: &'a str) -> Option<Up<'a>> {
         let rest = topic.strip_prefix(&self.root)?.strip_prefix('/')?;
-        if let Some(rest) = rest.strip_prefix("_join/") {
+        if let Some(rest) = rest.strip_prefix("join/") {
             return rest.strip_suffix("/u").filter(|client| !client.contains('/')).map(Up::Join);
         }
-        let (node, rest) = rest.split_once('/')?;
+        let (node, rest) = rest.strip_prefix(NODE_PREFIX)?.split_once('/')?;
         Some(Up::Node(node, rest.strip_prefix("u/")?))
     }
 
@@ -106,7 +108,7 @@ impl Topics {
         }
         let below = |part: String| filter.strip_prefix(&part).is_some_and(|rest| !rest.is_empty());
         match identity {
-            Identity::Node(name) => below(self.down(name, "")) || below(format!("{}/_all/d/", self.root)),
+            Identity::Node(name) => below(self.down(name, "")) || below(format!("{}/all/d/", self.root)),
             Identity::Joining(id) => *filter == self.join_down(id),
         }
     }
@@ -193,40 +195,40 @@ mod tests {
         let node = Identity::Node("a".into());
         let joining = Identity::Joining("join-1".into());
         for (identity, topic, may) in [
-            (&node, "umiak/v1/c/a/u/s", true),
-            (&node, "umiak/v1/c/a/u/x/y", true),
-            (&node, "umiak/v1/c/a/u/", false),
-            (&node, "umiak/v1/c/a/u", false),
-            (&node, "umiak/v1/c/a/d/s", false),
-            (&node, "umiak/v1/c/b/u/s", false),
-            (&node, "umiak/v1/d/a/u/s", false),
-            (&node, "umiak/v1/c/a/u/#", false),
-            (&node, "umiak/v1/c/_join/join-1/u", false),
-            (&node, "umiak/v1/c/_all/d/server", false),
+            (&node, "umiak/v1/c/system:node:a/u/s", true),
+            (&node, "umiak/v1/c/system:node:a/u/x/y", true),
+            (&node, "umiak/v1/c/system:node:a/u/", false),
+            (&node, "umiak/v1/c/system:node:a/u", false),
+            (&node, "umiak/v1/c/system:node:a/d/s", false),
+            (&node, "umiak/v1/c/system:node:b/u/s", false),
+            (&node, "umiak/v1/d/system:node:a/u/s", false),
+            (&node, "umiak/v1/c/system:node:a/u/#", false),
+            (&node, "umiak/v1/c/join/join-1/u", false),
+            (&node, "umiak/v1/c/all/d/server", false),
             (&node, "$SYS/x", false),
             (&node, "é", false),
-            (&joining, "umiak/v1/c/_join/join-1/u", true),
-            (&joining, "umiak/v1/c/_join/join-2/u", false),
-            (&joining, "umiak/v1/c/_join/join-1/d", false),
-            (&joining, "umiak/v1/c/a/u/s", false),
+            (&joining, "umiak/v1/c/join/join-1/u", true),
+            (&joining, "umiak/v1/c/join/join-2/u", false),
+            (&joining, "umiak/v1/c/join/join-1/d", false),
+            (&joining, "umiak/v1/c/system:node:a/u/s", false),
         ] {
             assert_eq!(topics.may_publish(identity, topic), may, "{identity:?} {topic}");
         }
         for (identity, filter, may) in [
-            (&node, "umiak/v1/c/a/d/#", true),
-            (&node, "umiak/v1/c/a/d/s", true),
-            (&node, "umiak/v1/c/_all/d/#", true),
+            (&node, "umiak/v1/c/system:node:a/d/#", true),
+            (&node, "umiak/v1/c/system:node:a/d/s", true),
+            (&node, "umiak/v1/c/all/d/#", true),
             (&node, "#", false),
-            (&node, "+/v1/c/a/d/#", false),
+            (&node, "+/v1/c/system:node:a/d/#", false),
             (&node, "umiak/v1/c/+/d/#", false),
-            (&node, "umiak/v1/c/b/d/#", false),
-            (&node, "umiak/v1/c/a/#", false),
-            (&node, "umiak/v1/c/a/d/x#", false),
-            (&node, "umiak/v1/c/a/d/#/x", false),
+            (&node, "umiak/v1/c/system:node:b/d/#", false),
+            (&node, "umiak/v1/c/system:node:a/#", false),
+            (&node, "umiak/v1/c/system:node:a/d/x#", false),
+            (&node, "umiak/v1/c/system:node:a/d/#/x", false),
             (&node, "$SYS/#", false),
             (&node, "", false),
-            (&joining, "umiak/v1/c/_join/join-1/d", true),
-            (&joining, "umiak/v1/c/_join/+/d", false),
+            (&joining, "umiak/v1/c/join/join-1/d", true),
+            (&joining, "umiak/v1/c/join/+/d", false),
             (&joining, "#", false),
         ] {
             assert_eq!(topics.may_subscribe(identity, filter), may, "{identity:?} {filter}");

@@ -25,7 +25,7 @@ use super::wire::{self, Answer, MAX_MESSAGE, Query, Question, Rejected};
 use super::zone::Zone;
 
 const PORT: u16 = 53;
-/// Largest query that is taken by UDP.
+/// Largest query that is taken.
 const PACKET: usize = 4096;
 /// What the kernel keeps of queries that arrive at once, bytes.
 const BURST: usize = 1 << 20;
@@ -35,7 +35,7 @@ const MAX_WAITING: usize = 512;
 const MAX_CONNECTIONS: usize = 64;
 const BACKLOG: u32 = 128;
 /// Queries of one connection that are answered at a time.
-const MAX_PIPELINED: usize = 16;
+const MAX_PIPELINED: usize = 8;
 /// A connection that asks nothing for this long, or does not take its answer, is closed.
 const IDLE: Duration = Duration::from_secs(10);
 /// Aliases that are followed within the cluster.
@@ -224,6 +224,9 @@ impl Server {
 async fn next_query(mut reader: OwnedReadHalf) -> Option<(Vec<u8>, OwnedReadHalf)> {
     let packet = timeout(IDLE, async {
         let length = usize::from(reader.read_u16().await?);
+        if length > PACKET {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let mut packet = vec![0; length];
         reader.read_exact(&mut packet).await?;
         io::Result::Ok(packet)

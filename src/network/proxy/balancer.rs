@@ -250,7 +250,7 @@ mod tests {
     fn choice(endpoints: &str) -> Choice {
         let endpoints = endpoints.split(';').filter(|e| !e.is_empty()).map(endpoint).collect();
         let service = service("web", &[80], endpoints);
-        Choice::of(&service, &service.ports[0], &config())
+        Choice::of(&service, &service.ports[0], &config(), Some("z1"))
     }
 
     fn pool(balance: ProxyBalance, endpoints: &str) -> Pool {
@@ -322,8 +322,9 @@ mod tests {
         let affinity = Affinity::new(60);
         let endpoints: Vec<_> = THREE.split(';').map(endpoint).collect();
         let service = service("web", &[80, 81], endpoints);
-        let [http, admin] =
-            [0, 1].map(|n| Pool::new(ProxyBalance::RoundRobin, Choice::of(&service, &service.ports[n], &config())));
+        let [http, admin] = [0, 1].map(|n| {
+            Pool::new(ProxyBalance::RoundRobin, Choice::of(&service, &service.ports[n], &config(), Some("z1")))
+        });
         let sticky = |client| Visitor { affinity: Some(&affinity), ..visitor(client) };
         let first = last(http.pick(&sticky(7), 1));
         for now in 2..50 {

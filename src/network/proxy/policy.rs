@@ -42,15 +42,17 @@ impl Choice {
     /// Ready ones first; those that terminate but still serve where there is no ready one (under the policy Local: on
     /// this node). An endpoint in several slices counts once, and as ready if one of them says so. Left out: IPv6, and
     /// what would lead back into the proxy for ever.
-    pub(super) fn of(service: &Service, port: &ServicePort, here: &Config) -> Self {
+    pub(super) fn of(service: &Service, port: &ServicePort, here: &Config, zone: Option<&str>) -> Self {
         let candidates = candidates(service, port, here);
         let all: Vec<&Candidate<'_>> = candidates.values().collect();
-        let zone = here.zone.as_deref().filter(|zone| has_hints(&all, zone));
+        let zone = zone.filter(|zone| has_hints(&all, zone));
         let near = |c: &Candidate<'_>| zone.is_none_or(|zone| c.endpoint.for_zones.iter().any(|z| z == zone));
         let local = positions(&all, |c| c.is_local && c.endpoint.ready)
             .or_else(|| positions(&all, |c| c.is_local && c.is_last_resort()));
-        let cluster =
-            positions(&all, |c| c.endpoint.ready && near(c)).or_else(|| positions(&all, |c| c.is_last_resort()));
+        let own = positions(&all, |c| c.is_local && c.endpoint.ready).filter(|_| service.prefer_same_node);
+        let cluster = own
+            .or_else(|| positions(&all, |c| c.endpoint.ready && near(c)))
+            .or_else(|| positions(&all, |c| c.is_last_resort()));
         let place = |(address, c): (&SocketAddrV4, &Candidate<'_>)| Place {
             address: *address,
             is_own_pod: c.is_local && here.pod_cidr.contains(*address.ip()),
@@ -171,7 +173,7 @@ mod tests {
         ] {
             let endpoints: Vec<Endpoint> = endpoints.split(';').filter(|e| !e.is_empty()).map(endpoint).collect();
             let service = service("web", &[80], endpoints);
-            let choice = Choice::of(&service, &service.ports[0], &config());
+            let choice = Choice::of(&service, &service.ports[0], &config(), Some("z1"));
             assert_eq!(chosen(&choice, &choice.cluster), cluster, "{name}: cluster");
             assert_eq!(chosen(&choice, &choice.local), local, "{name}: local");
         }
@@ -184,9 +186,9 @@ mod tests {
         second.endpoints = vec![endpoint("1 away ready"), endpoint("2 away ready")];
         second.ports.truncate(1);
         service.slices.push(second);
-        let first = Choice::of(&service, &service.ports[0], &config());
+        let first = Choice::of(&service, &service.ports[0], &config(), Some("z1"));
         assert_eq!(chosen(&first, &first.cluster), [1, 2]);
-        let other = Choice::of(&service, &service.ports[1], &config());
+        let other = Choice::of(&service, &service.ports[1], &config(), Some("z1"));
         assert_eq!(chosen(&other, &other.cluster), [1]);
     }
 
@@ -209,7 +211,7 @@ mod tests {
             let endpoint = Endpoint { address: address.parse().unwrap(), ..endpoint("1 away ready") };
             service.slices[0].endpoints = vec![endpoint];
             service.slices[0].ports[0].port = port;
-            let choice = Choice::of(&service, &service.ports[0], &config());
+            let choice = Choice::of(&service, &service.ports[0], &config(), Some("z1"));
             assert_eq!(choice.cluster.len(), usize::from(counts), "{address}:{port}");
         }
     }
@@ -219,9 +221,23 @@ mod tests {
         let mut host = endpoint("2 here ready");
         host.address = "192.168.1.10".parse().unwrap();
         let service = service("web", &[80], vec![endpoint("1 here ready"), host, endpoint("3 away ready")]);
-        let choice = Choice::of(&service, &service.ports[0], &config());
+        let choice = Choice::of(&service, &service.ports[0], &config(), Some("z1"));
         let own: Vec<bool> = choice.serving.iter().map(|p| p.is_own_pod).collect();
         assert_eq!(own, [true, false, false]);
+    }
+
+    #[test]
+    fn the_own_node_goes_before_the_zone() {
+        let endpoints = || vec![endpoint("1 here ready"), endpoint("2 away ready"), endpoint("3 here broken")];
+        let mut service = service("web", &[80], endpoints());
+        for (prefers, expected) in [(false, &[1, 2][..]), (true, &[1])] {
+            service.prefer_same_node = prefers;
+            let choice = Choice::of(&service, &service.ports[0], &config(), None);
+            assert_eq!(chosen(&choice, &choice.cluster), expected);
+        }
+        service.slices[0].endpoints.remove(0);
+        let choice = Choice::of(&service, &service.ports[0], &config(), None);
+        assert_eq!(chosen(&choice, &choice.cluster), [2], "there is none here");
     }
 
     #[test]

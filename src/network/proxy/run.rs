@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::balancer::Around;
-use super::engine::{Engine, Report};
+use super::engine::{Engine, Report, Steer};
 use super::health::{Health, HealthChecks};
 use super::policy::local_ready;
 use super::table::Table;
@@ -23,6 +23,8 @@ use crate::network::{Error, source};
 
 /// Between a listener that could not be had and the next attempt, doubled each time up to the second.
 const AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+/// The name server's place among the cluster addresses.
+const NAME_SERVER: u32 = 10;
 
 /// Why there is no proxy on this node.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +40,7 @@ pub enum StartError {
 /// Serves all Services of the view; never ends by itself. Dropping the future closes every listener and connection. The
 /// addresses stay local: clients are refused at once and do not wait.
 ///
-/// `zone` is the zone the node is in; it wins over that of `config`.
+/// `zone` is the zone the node is in (`topology.kubernetes.io/zone`).
 ///
 /// # Errors
 /// Only what keeps it from starting. Listeners that cannot be had are logged and tried again.
@@ -47,7 +49,13 @@ pub async fn run(config: Config, services: Services, zone: watch::Receiver<Optio
     addresses.ensure_only_range(config.service_cidr).await?;
     let (sender, reports) = mpsc::unbounded_channel();
     // As many as there are listeners at most wait: each is reported of once for a command.
-    let engine = Engine::start(move |report| drop(sender.send(report)))?;
+    let mut engine = Engine::start(move |report| drop(sender.send(report)))?;
+    match Steer::new(config.service_cidr, config.service_cidr.host(NAME_SERVER)) {
+        Ok(steer) => engine = engine.steered(steer),
+        Err(error) => {
+            tracing::info!(%error, "Services cannot have ports that other programs listen at on all addresses")
+        }
+    }
     let intake = match Intake::open().await {
         Ok(intake) => Some(intake),
         Err(error) => {

@@ -14,6 +14,8 @@ use crate::network::services::{Protocol, Service, ServiceName, ServicePort};
 pub(super) struct Table {
     config: Config,
     around: Arc<Around>,
+    /// The zone the node is in (`topology.kubernetes.io/zone`).
+    zone: Option<String>,
     services: BTreeMap<ServiceName, Entry>,
     /// Who has a listener.
     owners: HashMap<Listen, ServiceName>,
@@ -34,6 +36,7 @@ impl Table {
         Self {
             config,
             around,
+            zone: None,
             services: BTreeMap::new(),
             owners: HashMap::new(),
             waiting: BTreeSet::new(),
@@ -56,7 +59,7 @@ impl Table {
 
     /// The zone of this node changed: other endpoints may be meant for it.
     pub(super) fn set_zone(&mut self, zone: Option<String>) {
-        self.config.zone = zone;
+        self.zone = zone;
         let all: Vec<Arc<Service>> = self.services.values().map(|entry| entry.service.clone()).collect();
         all.into_iter().for_each(|service| self.put(service));
     }
@@ -137,7 +140,7 @@ impl Table {
         let mut gone = Vec::new();
         let mut pools = Vec::with_capacity(service.ports.len());
         for port in &service.ports {
-            let choice = Choice::of(&service, port, &self.config);
+            let choice = Choice::of(&service, port, &self.config, self.zone.as_deref());
             let pool = match before.and_then(|entry| entry.pool(port)) {
                 Some(pool) => {
                     gone.push((port.protocol, pool.clone(), pool.set(choice)));

@@ -7,11 +7,10 @@ use super::Config;
 use crate::config::ProxyBalance;
 use crate::network::services::{Endpoint, EndpointPort, Protocol, Service, ServicePort, Slice};
 
-/// A node `here` in zone `z1` with the address 192.168.1.10 and the pods 10.42.1.0/24.
+/// A node `here` with the address 192.168.1.10 and the pods 10.42.1.0/24.
 pub(super) fn config() -> Config {
     Config {
         node: "here".into(),
-        zone: Some("z1".into()),
         node_address: Ipv4Addr::new(192, 168, 1, 10),
         bridge: "umiak0".into(),
         cluster_cidr: "10.42.0.0/16".parse().unwrap(),

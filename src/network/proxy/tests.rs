@@ -42,6 +42,7 @@ impl Board {
         let outside = NetworkConfig {
             bridge: "world0".to_owned(),
             pod_cidr: "192.0.2.0/24".parse().unwrap(),
+            cluster_cidr: "192.0.2.0/24".parse().unwrap(),
             state_dir: room.join("world"),
             mtu: 1500,
         };
@@ -84,7 +85,6 @@ impl Board {
 fn here() -> Config {
     Config {
         node: "here".into(),
-        zone: None,
         node_address: Ipv4Addr::new(192, 0, 2, 1),
         bridge: "umiak0".into(),
         cluster_cidr: "10.77.0.0/16".parse().unwrap(),
@@ -306,6 +306,36 @@ fn what_another_program_has_is_left_to_it() {
     });
 }
 
+#[test]
+fn cluster_addresses_are_apart_from_listeners_of_all_addresses() {
+    on_a_node(async |room| {
+        let board = Board::start(room).await;
+        let _server = board.serve();
+        let before = Server::start(TcpListener::bind("0.0.0.0:80").unwrap());
+        let mut web = service("web", &[80, 81], vec![board.endpoint()]);
+        web.slices[0].ports[1].port = 8080;
+        web.ports[0].node_port = Some(30080);
+        board.services.put(web);
+        becomes(Ok(GATEWAY), at(CLUSTER_IP, 80)).await;
+        becomes(Ok(GATEWAY), at(CLUSTER_IP, 81)).await;
+        let after = Server::start(TcpListener::bind("0.0.0.0:81").unwrap());
+        for port in [80, 81] {
+            assert_eq!(from(&board.pod, at(CLUSTER_IP, port)).await.unwrap(), GATEWAY);
+            let own = elsewhere(move || ask(at(Ipv4Addr::LOCALHOST, port))).await;
+            assert_eq!(own.unwrap(), "127.0.0.1", "the host's own");
+            assert_eq!(from(&board.pod, at([10, 43, 0, 7], port)).await, REFUSED, "no such Service");
+        }
+        becomes(Ok(GATEWAY), at(Ipv4Addr::LOCALHOST, 30080)).await;
+        assert_eq!(from(&board.pod, at(CLUSTER_IP, 30080)).await, REFUSED, "a port of nodes");
+        // The name server's address is its own business.
+        let name_server = TcpListener::bind("10.43.0.10:53").unwrap();
+        let _name_server = Server::start(name_server);
+        assert!(from(&board.pod, at([10, 43, 0, 10], 53)).await.is_ok());
+        drop((before, after));
+        board.stop().await;
+    });
+}
+
 /// Services with this many endpoints each, and a node port every tenth.
 fn many(count: u16, endpoints: u8) -> Vec<Service> {
     let endpoint = |n: u8| Endpoint {
@@ -344,7 +374,7 @@ fn a_thousand_services_are_little() {
         let (before, start) = (resident(), Instant::now());
         let all = many(1000, 10);
         let last = at(all[990].cluster_ips[0], 80);
-        let view = resident() - before;
+        let view = resident().saturating_sub(before);
         all.into_iter().for_each(|service| board.services.put(service));
         // Its endpoints are nowhere: the listener is what is waited for.
         let listening = move || TcpStream::connect_timeout(&last.into(), Duration::from_secs(1)).is_ok();
@@ -353,7 +383,7 @@ fn a_thousand_services_are_little() {
         }
         let took = start.elapsed();
         // Of every change of endpoints, the time until the first client gets a new one.
-        let mut slowest = Duration::ZERO;
+        let mut times = Vec::new();
         for endpoints in [Vec::new(), vec![board.endpoint()]].iter().cycle().take(20) {
             let mut changed = web.clone();
             changed.slices[0].endpoints = endpoints.clone();
@@ -361,12 +391,16 @@ fn a_thousand_services_are_little() {
             board.services.put(changed);
             let expected = if endpoints.is_empty() { Err(ErrorKind::ConnectionReset) } else { Ok(GATEWAY.to_owned()) };
             while elsewhere(|| ask(at(CLUSTER_IP, 80))).await != expected {}
-            slowest = slowest.max(start.elapsed());
+            times.push(start.elapsed());
         }
+        times.sort();
         println!(
-            "1000 Services: {} kB ({view} kB of it the view), listening after {took:?}, a change after {slowest:?}",
-            resident() - before
+            "1000 Services: {} kB ({view} kB of it the view), listening after {took:?}, a change after {:?}, {:?} at worst",
+            resident().saturating_sub(before),
+            times[10],
+            times[19],
         );
+        assert!(times[10] < Duration::from_millis(100), "a change takes {:?}", times[10]);
         drop(server);
         board.stop().await;
     });

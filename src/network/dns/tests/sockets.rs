@@ -13,6 +13,7 @@ use std::time::Instant;
 use hickory_proto::op::{Edns, MessageType, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME, SOA};
 use hickory_proto::rr::{RData, Record};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
@@ -25,8 +26,13 @@ const WEB: &str = "web.default.svc.cluster.local.";
 fn machine(test: impl FnOnce(&Path) + Send + 'static) {
     let machine = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        for command in ["link set lo up", "route add local 10.43.0.0/16 dev lo", "route add local 192.0.2.0/24 dev lo"]
-        {
+        // Resolvers ask for no IPv4 addresses where there are none but the loopback's.
+        for command in [
+            "link set lo up",
+            "address add 203.0.113.1/32 dev lo",
+            "route add local 10.43.0.0/16 dev lo",
+            "route add local 192.0.2.0/24 dev lo",
+        ] {
             assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success(), "{command}");
         }
         test(tempfile::tempdir().unwrap().path());
@@ -186,7 +192,7 @@ fn without_name_servers_outside_names_fail_at_once() {
         fs::write(room.join("resolv.conf"), "nameserver 192.0.2.77\n").unwrap();
         thread::sleep(Duration::from_millis(300));
         assert_eq!(answer("www.example.org.").metadata.response_code, ResponseCode::ServFail);
-        assert!(start.elapsed() < Duration::from_millis(600), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
     });
 }
 
@@ -282,13 +288,10 @@ fn a_silent_server_is_passed_over() {
         let silent = Outside::start("192.0.2.1", |_, _| None);
         let other = Outside::start("192.0.2.2", knows_all(2));
         let _server = start(room, "nameserver 192.0.2.1\nnameserver 192.0.2.2\n");
-        let start = Instant::now();
         assert_eq!(answer("a.example.").answers.len(), 1);
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-        let start = Instant::now();
+        assert_eq!((silent.asked(), other.asked()), (1, 1));
         assert_eq!(answer("b.example.").answers.len(), 1);
-        assert!(start.elapsed() < Duration::from_millis(300), "it is asked last for a while: {:?}", start.elapsed());
-        assert_eq!((silent.asked(), other.asked()), (1, 2));
+        assert_eq!((silent.asked(), other.asked()), (0, 1), "it is asked last for a while");
     });
 }
 
@@ -310,16 +313,15 @@ fn upstream_down_names_of_the_cluster_still_answer() {
         for _ in 0..100 {
             let start = Instant::now();
             assert_eq!(answer(WEB).answers.len(), 1);
-            assert!(start.elapsed() < Duration::from_millis(100));
+            assert!(start.elapsed() < Duration::from_millis(500));
             thread::sleep(Duration::from_millis(10));
         }
         let (code, took) = asked.join().unwrap();
         assert_eq!(code, ResponseCode::ServFail);
         assert!(took < Duration::from_secs(2), "{took:?}");
         assert!(first.asked() >= 1 && second.asked() >= 1);
-        let start = Instant::now();
         assert_eq!(answer("www.example.").metadata.response_code, ResponseCode::ServFail);
-        assert!(start.elapsed() < Duration::from_millis(100), "remembered for a moment");
+        assert_eq!((first.asked(), second.asked()), (0, 0), "remembered for a moment");
     });
 }
 
@@ -461,5 +463,50 @@ fn aliases_of_outside_names_and_long_chains() {
                 "www.example.com. CNAME cdn.example.",
             ]
         );
+    });
+}
+
+#[test]
+fn resolvers_of_libraries() {
+    machine(|room| {
+        let _outside = Outside::start("192.0.2.1", knows_all(2));
+        let _server = start(room, "nameserver 192.0.2.1\n");
+        let list = "search default.svc.cluster.local svc.cluster.local cluster.local\n\
+                    nameserver 10.43.0.10\noptions ndots:5\n";
+        fs::write(room.join("pods"), list).unwrap();
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        let bind = MsFlags::MS_BIND;
+        mount(
+            Some(&room.join("pods")),
+            &fs::canonicalize("/etc/resolv.conf").unwrap(),
+            None::<&str>,
+            bind,
+            None::<&str>,
+        )
+        .unwrap();
+        for (command, expected) in [
+            ("getent ahostsv4 web", "10.43.1.1"),
+            ("getent ahosts web.default", "10.43.1.1"),
+            ("getent ahosts pod-a.peers", "10.42.0.5"),
+            ("getent ahosts inside.shop", "web.default.svc.cluster.local"),
+            ("getent ahostsv4 www.example.com", "198.51.100.2"),
+            ("getent hosts 10.43.1.1", "web.default.svc.cluster.local"),
+            ("busybox nslookup web", "10.43.1.1"),
+            (
+                "busybox nslookup -type=srv _http._tcp.web.default.svc.cluster.local",
+                "100 80 web.default.svc.cluster.local",
+            ),
+            ("busybox nslookup outside.shop.svc.cluster.local", "canonical name = www.example.com"),
+            ("busybox nslookup 10.42.0.5", "pod-a.peers.default.svc.cluster.local"),
+        ] {
+            let (program, arguments) = command.split_once(' ').unwrap();
+            let output = Command::new(program).args(arguments.split(' ')).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(said.contains(expected), "{command}: {said}{}", String::from_utf8_lossy(&output.stderr));
+        }
+        let output = Command::new("getent").args(["ahosts", "nothing.default.svc.cluster.local."]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "no such name");
     });
 }

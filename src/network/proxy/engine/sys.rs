@@ -1,9 +1,10 @@
 //! Sockets as the engine needs them.
 
+use std::fs;
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,6 +12,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, setsockopt, socket, sockopt,
 };
+
+use super::steer::Steer;
 
 /// Connections that wait to be accepted; the kernel takes `net.core.somaxconn` where that is less.
 const BACKLOG: i32 = 4096;
@@ -20,8 +23,9 @@ const KEEPALIVE_IDLE: u32 = 300;
 /// Seconds between questions, and how many go without an answer.
 const KEEPALIVE: (u32, u32) = (30, 5);
 
-/// A listening socket. What it is set to, the kernel hands on to the connections it accepts.
-pub(super) fn tcp_listener(address: SocketAddrV4) -> io::Result<OwnedFd> {
+/// A listening socket; with a `steer`, one that leaves the port to others. What it is set to, the kernel hands on to the
+/// connections it accepts.
+pub(super) fn tcp_listener(address: SocketAddrV4, steer: Option<&Steer>) -> io::Result<OwnedFd> {
     let listener = stream_socket()?;
     // A node port is listened at on all addresses, a Service of the same port on its own: the kernel lets both of us
     // only where both say that they know (SO_REUSEPORT).
@@ -29,9 +33,14 @@ pub(super) fn tcp_listener(address: SocketAddrV4) -> io::Result<OwnedFd> {
     setsockopt(&listener, sockopt::ReusePort, &true)?;
     allow_any_address(&listener, address)?;
     set_stream_options(&listener)?;
-    bind(listener.as_raw_fd(), &SockaddrIn::from(address))?;
+    let steer = steer.filter(|_| !address.ip().is_unspecified());
+    let port = if steer.is_some() { 0 } else { address.port() };
+    bind(listener.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(*address.ip(), port)))?;
     listen(&listener, Backlog::new(BACKLOG)?)?;
-    Ok(listener)
+    match steer.map(|steer| steer.lead(address, listener.as_fd())) {
+        Some(Err(_)) => tcp_listener(address, None),
+        Some(Ok(())) | None => Ok(listener),
+    }
 }
 
 /// Lets a listener have an address that is no interface's, and answer from it where no local route says it is ours
@@ -51,6 +60,16 @@ fn set_stream_options(socket: &OwnedFd) -> nix::Result<()> {
     setsockopt(socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE)?;
     setsockopt(socket, sockopt::TcpKeepInterval, &KEEPALIVE.0)?;
     setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE.1)
+}
+
+/// Lets ports whose connection is over be used again after a second instead of a minute (`net.ipv4.tcp_tw_reuse`; safe
+/// by RFC 6191): to an endpoint, the connections of all clients come from one address, which has 28,000 ports.
+pub(super) fn reuse_ports() {
+    const SETTING: &str = "/proc/sys/net/ipv4/tcp_tw_reuse";
+    let set = fs::read(SETTING).and_then(|now| if now.starts_with(b"1") { Ok(()) } else { fs::write(SETTING, "1") });
+    if let Err(error) = set {
+        tracing::warn!(%error, "cannot set {SETTING}: an endpoint gets less than 500 connections per second");
+    }
 }
 
 /// The next connection that waits, and who it is.
