@@ -89,6 +89,7 @@ impl Bench {
         let config = NetworkConfig {
             bridge: "um-test0".into(),
             pod_cidr: "10.99.7.0/24".parse().unwrap(),
+            cluster_cidr: "10.99.0.0/16".parse().unwrap(),
             state_dir: dir.path().join("net"),
             mtu: 1500,
         };
