@@ -151,10 +151,8 @@ fn granted(codes: &[SubscribeReasonCode]) -> Vec<bool> {
 async fn introductions_are_judged() {
     use ConnectReturnCode::*;
     let mut fixture = Fixture::start().await;
-    let (node, admin) = (
-        fixture.authority.node_tls("a"),
-        fixture.authority.trusting(fixture.authority.client("umiak-admin")),
-    );
+    let (node, admin) =
+        (fixture.authority.node_tls("a"), fixture.authority.trusting(fixture.authority.client("umiak-admin")));
     let nobody = ClientTls::join([0; 32], Arc::new(rustls::time_provider::DefaultTimeProvider)).unwrap();
     let with = |change: &dyn Fn(&mut Connect)| {
         let mut packet = connect("a");
@@ -171,7 +169,11 @@ async fn introductions_are_judged() {
         (&node, connect("a/+$#"), BadClientId),
         (&node, connect(""), BadClientId),
         (&node, connect("join-0123456789abcdef"), BadClientId),
-        (&node, with(&|c| c.last_will = Some(will("umiak/v1/c/system:node:b/u/s", QoS::AtMostOnce, false))), NotAuthorized),
+        (
+            &node,
+            with(&|c| c.last_will = Some(will("umiak/v1/c/system:node:b/u/s", QoS::AtMostOnce, false))),
+            NotAuthorized,
+        ),
         (&node, with(&|c| c.last_will = Some(will(UP, QoS::AtMostOnce, true))), NotAuthorized),
         (&node, with(&|c| c.protocol = rumqttc::mqttbytes::Protocol::V5), RefusedProtocolVersion),
         (&admin, connect("a"), NotAuthorized),
@@ -340,12 +342,12 @@ async fn last_wills() {
         other => panic!("{other:?}"),
     };
     assert_eq!(message().await, will, "after a reset");
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(begun.elapsed() < Duration::from_secs(3));
 
     let silent = begin(1).await;
     let begun = Instant::now();
     assert_eq!(message().await, will, "after silence");
-    assert!((1300..2500).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() > Duration::from_millis(1300), "{:?}", begun.elapsed());
     drop(silent);
 
     let mut older = begin(60).await;
@@ -371,7 +373,7 @@ async fn silent_connections_block_nobody() {
     let greeted = fixture.wire(&tls).await;
     let begun = Instant::now();
     fixture.assert_alive().await;
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < Duration::from_secs(10));
     drop((silent, greeted));
 }
 

@@ -1,5 +1,6 @@
 //! Sockets as the engine needs them.
 
+use std::fs;
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
@@ -22,7 +23,8 @@ const KEEPALIVE_IDLE: u32 = 300;
 /// Seconds between questions, and how many go without an answer.
 const KEEPALIVE: (u32, u32) = (30, 5);
 
-/// A listening socket; with a `steer`, one that leaves the port to others. What it is set to, the kernel hands on to the connections it accepts.
+/// A listening socket; with a `steer`, one that leaves the port to others. What it is set to, the kernel hands on to the
+/// connections it accepts.
 pub(super) fn tcp_listener(address: SocketAddrV4, steer: Option<&Steer>) -> io::Result<OwnedFd> {
     let listener = stream_socket()?;
     // A node port is listened at on all addresses, a Service of the same port on its own: the kernel lets both of us
@@ -30,7 +32,8 @@ pub(super) fn tcp_listener(address: SocketAddrV4, steer: Option<&Steer>) -> io::
     setsockopt(&listener, sockopt::ReuseAddr, &true)?;
     setsockopt(&listener, sockopt::ReusePort, &true)?;
     allow_any_address(&listener, address)?;
-    set_stream_options(&listener)?;
+    setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
+    keep_alive(&listener)?;
     let steer = steer.filter(|_| !address.ip().is_unspecified());
     let port = if steer.is_some() { 0 } else { address.port() };
     bind(listener.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(*address.ip(), port)))?;
@@ -52,12 +55,22 @@ fn stream_socket() -> nix::Result<OwnedFd> {
     socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)
 }
 
-fn set_stream_options(socket: &OwnedFd) -> nix::Result<()> {
-    setsockopt(socket, sockopt::TcpNoDelay, &true)?;
-    setsockopt(socket, sockopt::KeepAlive, &true)?;
-    setsockopt(socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE)?;
-    setsockopt(socket, sockopt::TcpKeepInterval, &KEEPALIVE.0)?;
-    setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE.1)
+/// Has the kernel ask from time to time whether the other side lives, and keep NATs on the way aware of the connection.
+pub(super) fn keep_alive(stream: &impl AsFd) -> nix::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &KEEPALIVE.0)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &KEEPALIVE.1)
+}
+
+/// Lets ports whose connection is over be used again after a second instead of a minute (`net.ipv4.tcp_tw_reuse`; safe
+/// by RFC 6191): to an endpoint, the connections of all clients come from one address, which has 28,000 ports.
+pub(super) fn reuse_ports() {
+    const SETTING: &str = "/proc/sys/net/ipv4/tcp_tw_reuse";
+    let set = fs::read(SETTING).and_then(|now| if now.starts_with(b"1") { Ok(()) } else { fs::write(SETTING, "1") });
+    if let Err(error) = set {
+        tracing::warn!(%error, "cannot set {SETTING}: an endpoint gets less than 500 connections per second");
+    }
 }
 
 /// The next connection that waits, and who it is.
@@ -74,10 +87,12 @@ pub(super) fn accept(listener: &OwnedFd) -> nix::Result<(TcpStream, SocketAddrV4
     Ok((stream, address(&peer)))
 }
 
-/// Begins to connect, from `source` where that is given (`IP_TRANSPARENT`).
+/// Begins to connect, from `source` where that is given (`IP_TRANSPARENT`). The handshake's last packet waits for data to
+/// go with; [`acknowledge`] where there is none.
 pub(super) fn tcp_connect(endpoint: SocketAddrV4, source: Option<Ipv4Addr>) -> nix::Result<TcpStream> {
     let stream = stream_socket()?;
-    set_stream_options(&stream)?;
+    setsockopt(&stream, sockopt::TcpNoDelay, &true)?;
+    set_quick_acknowledgement(&stream, false);
     if let Some(source) = source {
         bind_transparent(&stream, source)?;
     }
@@ -85,6 +100,19 @@ pub(super) fn tcp_connect(endpoint: SocketAddrV4, source: Option<Ipv4Addr>) -> n
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(stream.into()),
         Err(error) => Err(error),
     }
+}
+
+/// Sends the handshake's last packet: there is no data for it to go with yet.
+pub(super) fn acknowledge(stream: &TcpStream) {
+    set_quick_acknowledgement(stream, true);
+}
+
+/// `TCP_QUICKACK`, which only says what to do next.
+fn set_quick_acknowledgement(stream: &impl AsRawFd, quick: bool) {
+    let (value, length) = (libc::c_int::from(quick), size_of::<libc::c_int>() as libc::socklen_t);
+    let value = ptr::from_ref(&value).cast();
+    // SAFETY: `value` points to an integer of the length stated. It fails only on what is no TCP socket.
+    unsafe { libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_QUICKACK, value, length) };
 }
 
 /// A socket from an address that is not ours; any port, chosen when it connects.

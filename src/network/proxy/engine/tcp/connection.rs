@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nix::sys::epoll::EpollFlags;
 
 use super::super::super::{Backend, Frontend};
+use super::super::helper::Client;
 use super::super::sys;
 use super::super::timers::{SECOND, Tick};
 use super::lane::{Lane, Tools};
@@ -67,11 +68,12 @@ pub(super) struct Connection {
 
 impl Connection {
     /// A client that was accepted; [`Connection::connect`] comes next.
-    pub(super) fn new(client: TcpStream, peer: SocketAddrV4, frontend: Arc<dyn Frontend>) -> Self {
+    pub(super) fn new(client: Client) -> Self {
         // A new socket has room. Whether the client spoke already is found out cheapest by reading.
         let (up, down) = (Lane::new(true, false), Lane::new(false, true));
         let attempt = Some(Box::default());
-        Self { client, server: None, peer, endpoint: peer, frontend, up, down, attempt, queued: false }
+        let Client { stream, address: peer, frontend } = client;
+        Self { client: stream, server: None, peer, endpoint: peer, frontend, up, down, attempt, queued: false }
     }
 
     pub(super) fn client(&self) -> &TcpStream {
@@ -106,10 +108,17 @@ impl Connection {
         Err(End::Broken)
     }
 
-    /// The time of the attempt that was due at `due` is over, if that one still lasts: another endpoint is tried, and
-    /// where there is none, this one gets more time.
+    /// The time of the attempt that was due at `due` is over. If it still lasts, another endpoint is tried, and where
+    /// there is none, this one gets more time. If it succeeded, the connection has lasted long enough to be kept alive.
     pub(super) fn expire(&mut self, due: Tick, now: Tick) -> Result<Next, End> {
-        let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.due == due) else { return Ok(Next::Event) };
+        let Some(attempt) = &mut self.attempt else {
+            // It is no short one. Its client's side has this from its listener.
+            let kept = self.server.as_ref().map(sys::keep_alive);
+            return if matches!(kept, Some(Err(_))) { Err(End::Broken) } else { Ok(Next::Event) };
+        };
+        if attempt.due != due {
+            return Ok(Next::Event);
+        }
         if attempt.last {
             self.give_up();
             return Err(End::Broken);
@@ -153,12 +162,17 @@ impl Connection {
             if !events.contains(EpollFlags::EPOLLOUT) {
                 return Ok(Next::Event);
             }
-            self.attempt = None;
         }
         let Some(server) = &self.server else { return Ok(Next::Event) };
         self.down.arrived(server, events);
         self.up.drained(events);
-        self.go_on(events, tools)
+        let connected = self.attempt.take().is_some();
+        let next = self.go_on(events, tools);
+        match &self.server {
+            Some(server) if connected && !self.up.began => sys::acknowledge(server),
+            _ => {}
+        }
+        next
     }
 
     /// Its turn came.
