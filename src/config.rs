@@ -82,12 +82,42 @@ pub struct ServerConfig {
     pub tls_san: Vec<String>,
     /// Name of the pod bridge.
     pub bridge: String,
-    /// How the Service proxy chooses among endpoints.
+    /// The tunnel to nodes of other network segments.
+    pub vxlan: Vxlan,
+    /// How the Service proxy of this node chooses among endpoints.
     pub proxy_balance: ProxyBalance,
     /// Addresses for Services of type LoadBalancer.
     pub load_balancer_pools: Vec<Pool>,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
+}
+
+/// How the tunnel between nodes of different network segments is told from others. The same on all nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Vxlan {
+    /// VXLAN network identifier, 1 to 16777215.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+}
+
+impl Default for Vxlan {
+    fn default() -> Self {
+        Self { vni: 7861, port: 8472 }
+    }
+}
+
+impl Vxlan {
+    fn check(self) -> Result<(), Error> {
+        if !(1..1 << 24).contains(&self.vni) {
+            return Err(Error::Field { field: "vxlan", reason: format!("vni {} is not 1 to 16777215", self.vni) });
+        }
+        if self.port == 0 {
+            return Err(Error::Field { field: "vxlan", reason: "port 0 is no port".to_owned() });
+        }
+        Ok(())
+    }
 }
 
 /// How the Service proxy chooses among the endpoints that may take a client.
@@ -117,6 +147,7 @@ impl Default for ServerConfig {
             service_cidr: DEFAULT_SERVICE_CIDR,
             tls_san: Vec::new(),
             bridge: "umiak0".into(),
+            vxlan: Vxlan::default(),
             proxy_balance: ProxyBalance::default(),
             load_balancer_pools: Vec::new(),
             log: "info".into(),
@@ -156,6 +187,7 @@ impl ServerConfig {
             }
         }
         check_bridge(&self.bridge)?;
+        self.vxlan.check()?;
         let addresses = self.join_addresses.iter().map(|text| server_address("join-addresses", text));
         self.join_addresses = addresses.collect::<Result<_, _>>()?;
         if let Some(url) = &self.broker_url {
@@ -290,6 +322,8 @@ mod tests {
             ("service-cidr: 10.42.9.0/24\n", "overlaps"),
             ("node-name: Über\n", "node-name"),
             ("bridge: averyveryverylongname\n", "bridge"),
+            ("vxlan: {vni: 0}\n", "vni 0"),
+            ("vxlan: {port: 0}\n", "port 0"),
             ("proxy-balance: random\n", "line 1"),
             ("load-balancer-pools:\n- {name: a, addresses: [10.0.0.9-10.0.0.1]}\n", "the last comes before the first"),
             ("load-balancer-pools:\n- {name: a, addresses: [10.42.0.9]}\n", "load-balancer-pools: pool \"a\""),

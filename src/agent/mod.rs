@@ -132,6 +132,7 @@ fn board_config(config: &AgentConfig, identity: &Identity) -> BoardConfig {
         pod_cidr: identity.pod_cidr,
         service_cidr: identity.service_cidr,
         cluster_cidr: identity.cluster_cidr,
+        vxlan: config.vxlan,
         proxy_balance: config.proxy_balance,
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{DEFAULT_DATA_DIR, Error, ProxyBalance, check_bridge, node_name, read, server_address};
+use super::{DEFAULT_DATA_DIR, Error, ProxyBalance, Vxlan, check_bridge, node_name, read, server_address};
 
 /// What `umiak agent` runs with.
 #[derive(Clone, Deserialize)]
@@ -20,7 +20,9 @@ pub struct AgentConfig {
     pub token: Option<String>,
     /// Name of the pod bridge.
     pub bridge: String,
-    /// How Services choose among their endpoints.
+    /// The tunnel to nodes of other network segments; the same as the server's.
+    pub vxlan: Vxlan,
+    /// How the Service proxy of this node chooses among endpoints.
     pub proxy_balance: ProxyBalance,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
@@ -36,6 +38,8 @@ impl std::fmt::Debug for AgentConfig {
             .field("node_name", &self.node_name)
             .field("server", &self.server)
             .field("bridge", &self.bridge)
+            .field("vxlan", &self.vxlan)
+            .field("proxy_balance", &self.proxy_balance)
             .field("log", &self.log)
             .finish_non_exhaustive()
     }
@@ -49,6 +53,7 @@ impl Default for AgentConfig {
             server: Vec::new(),
             token: None,
             bridge: "umiak0".into(),
+            vxlan: Vxlan::default(),
             proxy_balance: ProxyBalance::default(),
             log: "info".into(),
             host: String::new(),
@@ -71,6 +76,7 @@ impl AgentConfig {
     /// When a name is not a DNS name, or an address none.
     pub fn validate(mut self) -> Result<Self, Error> {
         check_bridge(&self.bridge)?;
+        self.vxlan.check()?;
         self.host = node_name(self.node_name.clone())?;
         self.server = self.server.iter().map(|text| server_address("server", text)).collect::<Result<_, _>>()?;
         self.data_dir = super::absolute(&self.data_dir)?;

@@ -66,6 +66,7 @@ pub async fn run(
         Box::new(endpoints::Endpoints::new(registry)?),
         Box::new(endpoints::mirror::Mirror::new(registry)?),
         Box::new(garbage::Garbage::new(registry)),
+        Box::new(load_balancer::LoadBalancers::new(registry, events, &config.pools, &config.reserved)?),
         Box::new(namespace::Namespaces::new(registry)?),
         Box::new(namespace_defaults::NamespaceDefaults::new(registry, &config.ca)?),
         Box::new(pod_gc::PodGarbage::new(registry)?),

@@ -10,6 +10,7 @@ pub mod members;
 #[cfg(test)]
 mod members_tests;
 mod node;
+mod peers;
 mod nodes;
 pub mod presence;
 mod report;
@@ -214,6 +215,7 @@ impl Fleet {
             ToServer::PodStatus(report) => report::status(&self.registry, &self.kinds, member, report).await,
             ToServer::PodGone(pod) => report::gone(&self.registry, &self.kinds, &member.name, pod).await,
             ToServer::Event(event) => report::event(&self.registry, &self.kinds, &self.events, &member.name, event),
+            ToServer::Address(news) => report::address(&self.registry, &self.kinds, &self.events, &member.name, news),
         }
     }
 

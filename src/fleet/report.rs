@@ -7,7 +7,7 @@ use crate::cidr::Cidr;
 use crate::events::{EventKind, EventRecorder, Reference};
 use crate::kinds::status::Status;
 use crate::kinds::{Object, Subresource, meta};
-use crate::link::message::{EventReport, PodName, PodReport};
+use crate::link::message::{AddressNews, AddressReport, EventReport, PodName, PodReport};
 use crate::registry::{DeleteOptions, Preconditions, Registry, WriteOptions};
 
 /// Fields of a pod's status that a node owns: absent from its report means absent.
@@ -27,6 +27,9 @@ const OWNED: [&str; 14] = [
     "ephemeralContainerStatuses",
     "resources",
 ];
+
+/// Characters of a text that a node sends about something it does not own.
+const MAX_MESSAGE: usize = 1024;
 
 /// Whether the object is this very pod and lives on this node.
 fn is(pod: &Object, name: &PodName, node: &str) -> bool {
@@ -144,6 +147,30 @@ pub(super) fn event(
     };
     let kind = if event.warning { EventKind::Warning } else { EventKind::Normal };
     events.of(MANAGER, node).record(&about, kind, &event.reason, event.message);
+    Ok(())
+}
+
+/// Records what a node saw of a load-balancer address. Every node may: every node knows of every Service.
+pub(super) fn address(
+    registry: &Registry,
+    kinds: &Kinds,
+    events: &EventRecorder,
+    node: &str,
+    report: AddressReport,
+) -> Result<(), Status> {
+    let AddressReport { service: name, uid, news, message } = report;
+    let service = match registry.get(&kinds.services, &name.namespace, &name.name) {
+        Ok(service) if meta::uid(&service) == uid => service,
+        Err(status) if status.code != 404 => return Err(status),
+        _ => return Ok(()),
+    };
+    let (kind, reason) = match news {
+        AddressNews::Announced => (EventKind::Normal, "nodeAssigned"),
+        AddressNews::Released => (EventKind::Normal, "nodeUnassigned"),
+        AddressNews::Conflict => (EventKind::Warning, "AddressConflict"),
+    };
+    let message = message.chars().take(MAX_MESSAGE).collect::<String>();
+    events.of("address-announcer", node).record(&Reference::to(&service), kind, reason, message);
     Ok(())
 }
 

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -14,12 +13,13 @@ use tokio::sync::watch;
 
 use super::Kinds;
 use super::nodes::{Known, Nodes};
+use super::peers::PeerFeed;
 use crate::kinds::endpoint_slice::{SERVICE_NAME, of_service};
 use crate::kinds::status::Status;
 use crate::kinds::{Object, meta};
 use crate::link::message::ToNode;
 use crate::network::services::{
-    Endpoint, EndpointPort, Peer, Protocol, Service, ServiceChange, ServiceName, ServicePort, Services, Slice,
+    Endpoint, EndpointPort, Protocol, Service, ServiceChange, ServiceName, ServicePort, Services, Slice,
 };
 use crate::registry::{Event, EventType, ListOptions, Raw, Registry};
 
@@ -125,8 +125,7 @@ pub(super) struct Feed<'a> {
     pending: BTreeSet<ServiceName>,
     zone_pending: bool,
     told_zone: Option<String>,
-    peers: watch::Receiver<Arc<Vec<Peer>>>,
-    peers_pending: bool,
+    peers: PeerFeed,
 }
 
 impl<'a> Feed<'a> {
@@ -143,8 +142,7 @@ impl<'a> Feed<'a> {
             pending: all.iter().map(|s| s.id()).collect(),
             zone_pending: true,
             told_zone: None,
-            peers: nodes.peers.subscribe(),
-            peers_pending: true,
+            peers: nodes.peers.feed(node),
         }
     }
 
@@ -154,7 +152,7 @@ impl<'a> Feed<'a> {
             // The senders are the cluster's own and do not end.
             _ = self.built.changed() => {}
             _ = self.zones.changed() => self.zone_pending |= self.zone() != self.told_zone,
-            _ = self.peers.changed() => self.peers_pending = true,
+            () = self.peers.changed() => {}
             change = self.changes.recv() => match change {
                 Ok(ServiceChange::Put(service) | ServiceChange::Gone(service)) => drop(self.pending.insert(service.id())),
                 Err(RecvError::Lagged(_) | RecvError::Closed) => {
@@ -173,7 +171,7 @@ impl<'a> Feed<'a> {
 
     /// Whether there is something to tell.
     pub(super) fn has_more(&self) -> bool {
-        self.is_whole() && (self.zone_pending || self.peers_pending || !self.pending.is_empty())
+        self.is_whole() && (self.zone_pending || self.peers.has_more() || !self.pending.is_empty())
     }
 
     /// The next thing to tell.
@@ -182,8 +180,8 @@ impl<'a> Feed<'a> {
             self.told_zone = self.zone();
             return Some(ToNode::Zone(self.told_zone.clone()));
         }
-        if std::mem::take(&mut self.peers_pending) {
-            return Some(ToNode::Peers(self.peers.borrow_and_update().to_vec()));
+        if let Some(message) = self.peers.next() {
+            return Some(message);
         }
         let name = self.pending.pop_first()?;
         match self.cluster.services.get(&name.namespace, &name.name) {

@@ -112,6 +112,10 @@ pub enum ToNode {
     /// The nodes of the pod network, all of them, in the order of their names. The receiver is among them: so it knows
     /// whether it may own load-balancer addresses.
     Peers(Vec<Peer>),
+    /// One of these nodes appeared or changed.
+    Peer(Peer),
+    /// One of these nodes, by its name, is gone.
+    PeerGone(String),
     /// The zone the node is in (its label `topology.kubernetes.io/zone`), which the operator may have set or changed.
     Zone(Option<String>),
     /// The answer to [`ToServer::Hello`] is complete: the node forgets every other pod and Service.
@@ -168,6 +172,8 @@ pub enum ToServer {
     PodGone(PodName),
     /// Something worth telling the user.
     Event(EventReport),
+    /// Something about a load-balancer address that is worth telling the user.
+    Address(AddressReport),
 }
 
 /// Which pod.
@@ -215,6 +221,32 @@ pub struct EventReport {
     pub reason: String,
     /// Text for people.
     pub message: String,
+}
+
+/// What a node saw of the load-balancer address of a Service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressReport {
+    /// Which Service.
+    pub service: ServiceName,
+    /// Its UID.
+    pub uid: String,
+    /// What happened.
+    pub news: AddressNews,
+    /// Text for people.
+    pub message: String,
+}
+
+/// What may happen to a load-balancer address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AddressNews {
+    /// The node announces it.
+    Announced,
+    /// The node has left it to another.
+    Released,
+    /// Another host uses it.
+    Conflict,
 }
 
 /// The ConfigMaps, Secrets and claims a pod's specification refers to, sorted, each once.

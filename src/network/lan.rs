@@ -28,10 +28,10 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 pub struct Notice {
     /// The Service.
     pub service: Arc<Service>,
-    /// Something to look at, not just news.
-    pub is_warning: bool,
-    /// CamelCase reason.
-    pub reason: &'static str,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// What happened.
+    pub news: News,
     /// Text for people.
     pub message: String,
 }
@@ -41,32 +41,32 @@ pub struct Notice {
 ///
 /// `bridge` is the pods' bridge, where nothing is announced.
 pub async fn run(
-    node: String,
-    bridge: String,
-    services: Services,
+    node: &str,
+    bridge: &str,
+    services: &Services,
     mut peers: watch::Receiver<Vec<Peer>>,
     notify: impl Fn(Notice) + Send,
 ) {
     let (to, mut seen) = watch::channel(Seen::default());
     let (news, mut told) = mpsc::channel(NEWS);
-    let ours = [bridge.as_str(), DEVICE];
+    let ours = [bridge, DEVICE];
     let follow = interfaces::follow(&ours, to);
-    let mut lan = Lan { node: &node, segments: BTreeMap::new(), tasks: JoinSet::new(), news };
+    let mut lan = Lan { node, segments: BTreeMap::new(), tasks: JoinSet::new(), news };
     let announce = async {
         // Before the interfaces are known there is nowhere to announce anything.
         let _ = seen.changed().await;
-        let (mut all, mut changes) = holders(&services);
+        let (mut all, mut changes) = holders(services);
         loop {
             lan.settle(&all, &peers.borrow_and_update(), &seen.borrow_and_update().interfaces);
             tokio::select! {
                 change = changes.recv() => match change {
                     Ok(change) => concern(&mut all, change),
-                    Err(RecvError::Lagged(_)) => (all, changes) = holders(&services),
+                    Err(RecvError::Lagged(_)) => (all, changes) = holders(services),
                     Err(RecvError::Closed) => return,
                 },
                 changed = peers.changed() => if changed.is_err() { return },
                 _ = seen.changed() => {}
-                Some((address, news)) = told.recv() => notices(&node, &all, address, news).for_each(&notify),
+                Some((address, news)) = told.recv() => notices(node, &all, address, news).for_each(&notify),
                 () = lan.ended() => {}
             }
         }
@@ -164,20 +164,18 @@ impl Lan<'_> {
 
 /// What to tell of an address, for each Service that has it.
 fn notices(node: &str, all: &Holders, address: Ipv4Addr, news: News) -> impl Iterator<Item = Notice> {
-    let (is_warning, reason, message) = match news {
-        News::Taken => (false, "nodeAssigned", format!("announcing {address} from node {node:?}")),
-        News::Yielded(_) => (false, "nodeUnassigned", format!("node {node:?} has given {address} back")),
+    let (is_warning, message) = match news {
+        News::Taken => (false, format!("announcing {address} from node {node:?}")),
+        News::Yielded(_) => (false, format!("node {node:?} has left {address} to another")),
         News::InUse(mac) => {
             let text = format!("{address} is in use by {}: node {node:?} does not announce it", arp::show(mac));
-            (true, "AddressConflict", text)
+            (true, text)
         }
-        News::Contested(mac) => {
-            (true, "AddressConflict", format!("{} claims {address}, which node {node:?} announces", arp::show(mac)))
-        }
+        News::Contested(mac) => (true, format!("{} claims {address}, which node {node:?} announces", arp::show(mac))),
         News::GivenUp(mac) => {
             let text =
                 format!("{} insists on {address}: node {node:?} stops announcing it for a while", arp::show(mac));
-            (true, "AddressConflict", text)
+            (true, text)
         }
     };
     match is_warning {
@@ -185,7 +183,7 @@ fn notices(node: &str, all: &Holders, address: Ipv4Addr, news: News) -> impl Ite
         false => tracing::info!(%address, "{message}"),
     }
     let having: Vec<Arc<Service>> = all.values().filter(|s| s.load_balancer_ips.contains(&address)).cloned().collect();
-    having.into_iter().map(move |service| Notice { service, is_warning, reason, message: message.clone() })
+    having.into_iter().map(move |service| Notice { service, address, news, message: message.clone() })
 }
 
 #[cfg(test)]

@@ -16,11 +16,13 @@ use links::Links;
 
 pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
+pub use host::host_address;
 
 pub mod addresses;
 pub mod arp;
 pub mod dns;
 mod error;
+mod host;
 mod intake;
 mod interfaces;
 pub mod lan;
@@ -72,6 +74,7 @@ pub struct Network {
     bridge: u32,
     leases: Mutex<Leases>,
     masquerade: Result<()>,
+    route_problem: Mutex<Option<String>>,
 }
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -95,12 +98,26 @@ impl Network {
         links.set_address(bridge, gateway, config.pod_cidr).await?;
         enable_forwarding()?;
         let masquerade = masquerade::install(&config.bridge, config.pod_cidr, config.cluster_cidr);
-        Ok(Network { config, links, bridge, leases: Mutex::new(leases), masquerade })
+        let (leases, route_problem) = (Mutex::new(leases), Mutex::default());
+        Ok(Network { config, links, bridge, leases, masquerade, route_problem })
     }
 
     /// Whether pods reach the world outside; else [`Error::MasqueradeUnavailable`], to be shown as a node condition.
     pub fn masquerade(&self) -> Result<()> {
         self.masquerade.clone()
+    }
+
+    /// What keeps pods from reaching others, to be shown as a node condition.
+    pub fn problem(&self) -> Option<String> {
+        let masquerade = self.masquerade.as_ref().err().map(Error::to_string);
+        let routes = self.route_problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let all: Vec<String> = masquerade.into_iter().chain(routes).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// What [`routes::run`] said last.
+    pub fn set_route_problem(&self, problem: Option<String>) {
+        *self.route_problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
 
     /// The bridge's own address: the pods' default route, and where a pod reaches its node.

@@ -11,7 +11,8 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage};
 use rtnetlink::{LinkUnspec, LinkVxlan};
-use serde::Deserialize;
+
+pub use crate::config::Vxlan;
 
 use super::arp::Mac;
 use super::error::{Error, Result};
@@ -26,29 +27,6 @@ pub(super) const ETHERNET: u32 = 1500;
 const OVERHEAD: u32 = 50;
 /// The smallest MTU of IPv4 hosts, bytes.
 const SMALLEST: u32 = 576;
-
-/// How the tunnel is told from others. The same on all nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Vxlan {
-    /// VXLAN network identifier, 1 to 16777215.
-    pub vni: u32,
-    /// UDP port.
-    pub port: u16,
-}
-
-impl Default for Vxlan {
-    fn default() -> Self {
-        Self { vni: 7861, port: 8472 }
-    }
-}
-
-impl Vxlan {
-    /// Whether these are usable numbers.
-    pub fn is_valid(&self) -> bool {
-        (1..1 << 24).contains(&self.vni) && self.port != 0
-    }
-}
 
 /// A node at the other end of the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -50,7 +50,8 @@ use crate::inotify::{self, Watcher};
 use crate::link::NodeEnd;
 use crate::link::message::ToNode;
 use crate::link::stream::StreamRequest;
-use crate::network::Network;
+use crate::network::overlay::Vxlan;
+use crate::network::{Network, host_address};
 use crate::runtime::Runtime;
 use agent::Agent;
 use disk::Pods;
@@ -77,12 +78,16 @@ pub struct NodeConfig {
     pub images_dir: PathBuf,
     /// Its addresses, the most important first.
     pub addresses: Vec<IpAddr>,
+    /// The first one is looked up again for each report: DHCP gives others in the course of time.
+    pub follow_address: bool,
     /// Labels beside those every node has, for example `node-role.kubernetes.io/control-plane`.
     pub labels: BTreeMap<String, String>,
     /// Name resolution in pods.
     pub dns: DnsConfig,
     /// Cluster addresses of Services.
     pub service_cidr: Cidr,
+    /// The tunnel to nodes of other network segments.
+    pub vxlan: Vxlan,
     /// Shows what runs.
     pub view: View,
     /// Addresses of all pods of the cluster.
@@ -109,6 +114,7 @@ pub async fn run(
     let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };
     let sandboxes = Sandboxes::default();
     let view = ServiceView::load(&config.data_dir).await;
+    let (problem, mut route_problem) = watch::channel(None);
     let site = Site {
         view: view.clone(),
         node: config.name.clone(),
@@ -120,6 +126,9 @@ pub async fn run(
         pod_cidr: network.pod_cidr(),
         bridge: network.bridge().to_owned(),
         domain: config.dns.domain.clone(),
+        vxlan: config.vxlan,
+        problem,
+        outbox: outbox.clone(),
     };
     let mut parts = JoinSet::new();
     parts.spawn(services::run(site));
@@ -166,6 +175,10 @@ pub async fn run(
                 if now != pressure {
                     pressure = report(&config, &outbox, &images, &network).await;
                 }
+            }
+            Ok(()) = route_problem.changed() => {
+                network.set_route_problem(route_problem.borrow_and_update().clone());
+                pressure = report(&config, &outbox, &images, &network).await;
             }
             () = agent.reap() => {}
             Some(open) = link.streams.recv(), if streams.len() < MAX_STREAMS => {
@@ -236,11 +249,15 @@ async fn report(config: &NodeConfig, outbox: &Outbox, images: &Arc<ImageStore>, 
         tracing::error!(%error, "cannot list the images");
         Vec::new()
     });
+    let mut addresses = config.addresses.clone();
+    if let (true, Some(first)) = (config.follow_address, addresses.first_mut()) {
+        *first = host_address(network.bridge()).unwrap_or(*first);
+    }
     let identity = Identity {
         name: &config.name,
-        addresses: &config.addresses,
+        addresses: &addresses,
         labels: &config.labels,
-        network_problem: network.masquerade().err().map(|e| e.to_string()),
+        network_problem: network.problem(),
     };
     let machine = Machine::measure(&config.data_dir);
     outbox.node(info::report(&identity, &machine, listed));

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, mpsc};
 
 use super::view::View;
-use crate::link::message::{Envelope, EventReport, NodeReport, PodName, PodReport, Sequence, ToServer};
+use crate::link::message::{AddressReport, Envelope, EventReport, NodeReport, PodName, PodReport, Sequence, ToServer};
 
 /// Events kept while there is no server.
 const MAX_EVENTS: usize = 256;
@@ -28,7 +28,7 @@ struct Waiting {
     node: Option<NodeReport>,
     statuses: BTreeMap<String, PodReport>,
     gone: BTreeMap<String, PodName>,
-    events: VecDeque<EventReport>,
+    events: VecDeque<ToServer>,
 }
 
 impl Outbox {
@@ -63,8 +63,17 @@ impl Outbox {
         });
     }
 
-    /// Reports an event.
+    /// Reports an event of a pod.
     pub(super) fn event(&self, event: EventReport) {
+        self.news(ToServer::Event(event));
+    }
+
+    /// Reports an event of a load-balancer address.
+    pub(super) fn address(&self, report: AddressReport) {
+        self.news(ToServer::Address(report));
+    }
+
+    fn news(&self, event: ToServer) {
         self.add(|w| {
             if w.events.len() >= MAX_EVENTS {
                 w.events.pop_front();
@@ -93,7 +102,7 @@ impl Outbox {
         if let Some((_, pod)) = w.gone.pop_first() {
             return Some(ToServer::PodGone(pod));
         }
-        w.events.pop_front().map(ToServer::Event)
+        w.events.pop_front()
     }
 
     /// Sends what comes in until the carrier is gone.

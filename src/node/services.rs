@@ -15,11 +15,16 @@ use tokio::sync::watch;
 
 use super::engine::blocking;
 use super::error::{At, Error, Result};
+use super::outbox::Outbox;
 use crate::cidr::Cidr;
 use crate::config::ProxyBalance;
 use crate::files;
-use crate::link::message::{Peer, ToNode};
+use crate::link::message::{AddressNews, AddressReport, Peer, ToNode};
 use crate::network::addresses::LocalAddresses;
+use crate::network::arp::News;
+use crate::network::lan::{self, Notice};
+use crate::network::overlay::Vxlan;
+use crate::network::routes::{self, RouteConfig};
 use crate::network::services::{Service, ServiceChange, ServiceName, Services};
 use crate::network::{dns, proxy};
 
@@ -57,6 +62,12 @@ pub(super) struct Site {
     pub(super) bridge: String,
     /// For example `cluster.local`.
     pub(super) domain: String,
+    /// The tunnel to nodes of other segments.
+    pub(super) vxlan: Vxlan,
+    /// What keeps pods of other nodes from being reached.
+    pub(super) problem: watch::Sender<Option<String>>,
+    /// Where events go.
+    pub(super) outbox: Outbox,
 }
 
 /// Runs everything that works from Services; never ends. What cannot run says so in the log and leaves the others alone.
@@ -66,8 +77,28 @@ pub(super) fn run(site: Site) -> impl Future<Output = ()> + Send {
     async move {
         let Site { view, service_cidr, cluster_cidr, domain, .. } = &site;
         let names = dns::Config::new(domain, *service_cidr, *cluster_cidr);
-        tokio::join!(view.keep(changes), name_server(view.services.clone(), names, *service_cidr), proxy(&site));
+        tokio::join!(
+            view.keep(changes),
+            name_server(view.services.clone(), names, *service_cidr),
+            proxy(&site),
+            route(&site),
+            announce(&site),
+        );
     }
+}
+
+/// Ways to the pods of other nodes.
+async fn route(site: &Site) {
+    let Site { view, node, pod_cidr, bridge, vxlan, problem, .. } = site;
+    let config = RouteConfig { node: node.clone(), pod_cidr: *pod_cidr, bridge: bridge.clone(), vxlan: *vxlan };
+    routes::run(config, view.peers.subscribe(), problem.clone()).await;
+}
+
+/// Load-balancer addresses on the local network.
+async fn announce(site: &Site) {
+    let Site { view, node, bridge, outbox, .. } = site;
+    let tell = |notice| outbox.address(address_report(notice));
+    lan::run(node, bridge, &view.services, view.peers.subscribe(), tell).await;
 }
 
 /// Clients of Services.
@@ -88,6 +119,16 @@ async fn proxy(site: &Site) {
     if let Err(error) = proxy::run(config, site.view.services.clone(), site.view.zone.subscribe()).await {
         tracing::error!(%error, "this node does not serve Services");
     }
+}
+
+fn address_report(notice: Notice) -> AddressReport {
+    let Notice { service, news, message, .. } = notice;
+    let news = match news {
+        News::Taken => AddressNews::Announced,
+        News::Yielded(_) => AddressNews::Released,
+        News::InUse(_) | News::Contested(_) | News::GivenUp(_) => AddressNews::Conflict,
+    };
+    AddressReport { service: service.id(), uid: service.uid.clone(), news, message }
 }
 
 /// The name server, at an address of a range that is made local first.
@@ -155,6 +196,8 @@ impl ServiceView {
             ToNode::Service(service) => self.services.put(service),
             ToNode::ServiceGone(name) => self.services.remove(&name),
             ToNode::Peers(peers) => replace(&self.peers, peers),
+            ToNode::Peer(peer) => self.peer(&peer.name.clone(), Some(peer)),
+            ToNode::PeerGone(name) => self.peer(&name, None),
             ToNode::Zone(zone) => replace(&self.zone, zone),
             ToNode::Complete { services, .. } => {
                 self.services.retain(&services);
@@ -162,6 +205,14 @@ impl ServiceView {
             }
             ToNode::Pod(_) | ToNode::Object(_) | ToNode::Remove { .. } => {}
         }
+    }
+
+    fn peer(&self, name: &str, now: Option<Peer>) {
+        let mut all = self.peers.borrow().clone();
+        let place = all.partition_point(|p| p.name.as_str() < name);
+        let known = all.get(place).is_some_and(|p| p.name == name);
+        all.splice(place..place + usize::from(known), now);
+        replace(&self.peers, all);
     }
 
     /// Waits until all Services were told once, to this daemon or an earlier one.

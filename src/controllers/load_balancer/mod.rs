@@ -185,3 +185,6 @@ impl Controller for LoadBalancers {
         Box::pin(async { self.sync().await.map(|()| None) })
     }
 }
+
+#[cfg(test)]
+mod tests;

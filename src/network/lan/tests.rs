@@ -44,9 +44,10 @@ impl Node {
         let thread = host.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let note = move |notice| said.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
+            let name = format!("node-{n}");
             runtime.block_on(async {
                 tokio::select! {
-                    () = run(format!("node-{n}"), "umiak0".into(), view, seen, note) => {}
+                    () = run(&name, "umiak0", &view, seen, note) => {}
                     _ = stopped => {}
                 }
             });
@@ -55,7 +56,12 @@ impl Node {
     }
 
     fn reasons(&self) -> Vec<&'static str> {
-        self.notices.lock().unwrap().iter().map(|n| n.reason).collect()
+        let reason = |n: &Notice| match n.news {
+            News::Taken => "nodeAssigned",
+            News::Yielded(_) => "nodeUnassigned",
+            _ => "AddressConflict",
+        };
+        self.notices.lock().unwrap().iter().map(reason).collect()
     }
 
     fn has(&self, reason: &str) -> bool {

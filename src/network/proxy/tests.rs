@@ -42,6 +42,7 @@ impl Board {
         let outside = NetworkConfig {
             bridge: "world0".to_owned(),
             pod_cidr: "192.0.2.0/24".parse().unwrap(),
+            cluster_cidr: "192.0.2.0/24".parse().unwrap(),
             state_dir: room.join("world"),
             mtu: 1500,
         };
