@@ -84,7 +84,7 @@ pub struct ServerConfig {
     pub bridge: String,
     /// The tunnel to nodes of other network segments.
     pub vxlan: Vxlan,
-    /// How the Service proxy chooses among endpoints.
+    /// How the Service proxy of this node chooses among endpoints.
     pub proxy_balance: ProxyBalance,
     /// Addresses for Services of type LoadBalancer.
     pub load_balancer_pools: Vec<Pool>,

@@ -4,9 +4,14 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Cluster, images};
+use nix::sched::{CloneFlags, setns};
 
 const WEB: &str = "
 apiVersion: v1
@@ -34,6 +39,16 @@ spec:
         command: [sh, -c, 'touch /tmp/ready; trap : TERM; httpd -f -p 80 -h /www & while :; do sleep 1; done']
         ports: [{name: http, containerPort: 80}]
         readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1, failureThreshold: 1}
+";
+
+const GATED: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: gated, labels: {app: web}}
+spec:
+  terminationGracePeriodSeconds: 0
+  readinessGates: [{conditionType: example.com/gate}]
+  containers: [{name: c, image: nginx, ports: [{name: http, containerPort: 80}]}]
 ";
 
 const BY_HAND: &str = "
@@ -121,6 +136,15 @@ fn endpoints_follow_their_pods() {
     cluster.k(&format!("exec {name} -- touch /tmp/ready"));
     until("it is ready again", &cluster, |c| conditions(c, "web") == [UP; 4]);
 
+    // A pod whose gate somebody else opens.
+    cluster.apply(GATED);
+    until("the gate is closed", &cluster, |c| conditions(c, "web") == ["false/false/false", UP, UP, UP, UP]);
+    let open = r#"{"status":{"conditions":[{"type":"example.com/gate","status":"True"}]}}"#;
+    cluster.k(&format!("patch pod gated --subresource=status -p {open}"));
+    until("the gate is open", &cluster, |c| conditions(c, "web") == [UP; 5]);
+    cluster.k("delete pod gated");
+    until("the gate is gone", &cluster, |c| conditions(c, "web") == [UP; 4]);
+
     // A pod on its way out serves but takes nothing new; it is gone from the Endpoints at once.
     cluster.k(&format!("delete pod {name} --wait=false"));
     until("one is terminating", &cluster, |c| conditions(c, "web").contains(&"false/true/true".to_owned()));
@@ -183,5 +207,79 @@ fn endpoints_by_hand_are_mirrored_and_pods_are_told() {
     check(&cluster);
     cluster.k("delete service endpoint1");
     until("all is gone", &cluster, |c| !c.k("get endpoints,endpointslices -o name").contains("endpoint1"));
+    cluster.finish();
+}
+
+const ROLLING: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: page}
+spec: {clusterIP: 10.43.7.9, selector: {app: page}, ports: [{port: 80}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: page}
+spec:
+  replicas: 3
+  strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 1}}
+  selector: {matchLabels: {app: page}}
+  template:
+    metadata: {labels: {app: page}}
+    spec:
+      terminationGracePeriodSeconds: 5
+      containers:
+      - {name: c, image: nginx, readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}}
+";
+
+/// One request on a connection of its own.
+fn get(address: SocketAddr) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, common::PATIENCE)?;
+    stream.set_read_timeout(Some(common::PATIENCE))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    match answer.contains(" 200 ") {
+        true => Ok(()),
+        false => Err(std::io::Error::other(format!("{answer:?}"))),
+    }
+}
+
+/// httpd ends at once when it is told to: only what clients are told before that keeps them from noticing.
+#[test]
+fn a_rolling_update_fails_no_request() {
+    let cluster = Cluster::start();
+    cluster.import(&images::archive(cluster.dir.path(), "web.tar", &images::WEB));
+    cluster.apply(ROLLING);
+    cluster.k("rollout status deployment page --timeout=90s");
+    let over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let over = over.clone();
+            let namespace = std::fs::File::open(format!("/run/netns/{}", cluster.netns.0)).unwrap();
+            std::thread::spawn(move || {
+                setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                let mut failed = Vec::new();
+                let mut made = 0;
+                while !over.load(Ordering::Relaxed) {
+                    made += 1;
+                    failed.extend(get("10.43.7.9:80".parse().unwrap()).err());
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                (made, failed)
+            })
+        })
+        .collect();
+    for round in 0..2 {
+        cluster.k(&format!("set env deployment page ROUND={round}"));
+        cluster.k("rollout status deployment page --timeout=90s");
+    }
+    until("the old pods are gone", &cluster, |c| c.k("get pods -o name").lines().count() == 3);
+    over.store(true, Ordering::Relaxed);
+    let results: Vec<(usize, Vec<std::io::Error>)> = clients.into_iter().map(|c| c.join().unwrap()).collect();
+    let made: usize = results.iter().map(|(made, _)| made).sum();
+    let failed: Vec<_> = results.into_iter().flat_map(|(_, failed)| failed).collect();
+    assert!(failed.is_empty(), "{} of {made} requests failed: {:?}", failed.len(), &failed[..failed.len().min(5)]);
+    assert!(made > 100, "only {made} requests were made");
+    eprintln!("{made} requests, none failed");
     cluster.finish();
 }

@@ -89,7 +89,7 @@ impl Bench {
         let config = NetworkConfig {
             bridge: "um-test0".into(),
             pod_cidr: "10.99.7.0/24".parse().unwrap(),
-            cluster_cidr: "10.99.7.0/24".parse().unwrap(),
+            cluster_cidr: "10.99.0.0/16".parse().unwrap(),
             state_dir: dir.path().join("net"),
             mtu: 1500,
         };
@@ -106,6 +106,7 @@ impl Bench {
             data_dir: dir.path().join("node"),
             images_dir: dir.path().join("images"),
             addresses: vec!["192.0.2.1".parse().unwrap()],
+            follow_address: false,
             labels: [("node-role.kubernetes.io/control-plane".to_owned(), String::new())].into(),
             dns: DnsConfig { servers: vec!["10.43.0.10".parse().unwrap()], domain: "cluster.local".into() },
             service_cidr: "10.43.0.0/16".parse().unwrap(),

@@ -49,7 +49,7 @@ pub fn measure(cluster: &Cluster) {
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": services }).to_string();
     run_with_input(cluster.kubectl().args(["apply", "-f", "-"]), &list);
     let is_silent = outside(cluster);
-    let before = idle::pss(cluster.daemon_pid());
+    let (before, cpu_before) = (idle::pss(cluster.daemon_pid()), idle::cpu(cluster.daemon_pid()));
     // As pods ask: by the search list first.
     let mut questions = Vec::new();
     for n in 0..SERVICES {
@@ -71,12 +71,14 @@ pub fn measure(cluster: &Cluster) {
         }
     });
     let figures = inside(cluster, move || load(&questions, QUERIES));
+    let cpu = idle::cpu(cluster.daemon_pid()) - cpu_before;
     let how =
         format!("{CLIENTS} clients, {SERVICES} Services: 6 of 10 Services, 3 missing by the search list, 1 outside");
     table::at_most("DNS: failed of 100,000 queries", "", 0.0, figures.failures as f64, &how);
     table::plain("DNS: queries", "/s", QUERIES as f64 / figures.took.as_secs_f64(), &how);
     table::plain("DNS: answered, median", "ms", figures.percentile(50), &how);
     table::at_most("DNS: answered, p99", "ms", 2.0, figures.percentile(99), &how);
+    table::plain("DNS: CPU per query", "µs", cpu / QUERIES as f64 * 1e6, "/proc/PID/stat, user and system; the daemon");
     let grown = idle::pss(cluster.daemon_pid()) - before;
     table::plain("DNS: memory after these queries", "MB", grown, "smaps_rollup; 100 outside names in the cache");
     is_silent.store(true, Ordering::SeqCst);

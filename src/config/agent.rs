@@ -22,7 +22,7 @@ pub struct AgentConfig {
     pub bridge: String,
     /// The tunnel to nodes of other network segments; the same as the server's.
     pub vxlan: Vxlan,
-    /// How Services choose among their endpoints.
+    /// How the Service proxy of this node chooses among endpoints.
     pub proxy_balance: ProxyBalance,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
@@ -39,6 +39,7 @@ impl std::fmt::Debug for AgentConfig {
             .field("server", &self.server)
             .field("bridge", &self.bridge)
             .field("vxlan", &self.vxlan)
+            .field("proxy_balance", &self.proxy_balance)
             .field("log", &self.log)
             .finish_non_exhaustive()
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::config::ProxyBalance;
 use crate::image::ImageStore;
 use crate::link::NodeEnd;
 use crate::network::overlay::Vxlan;
-use crate::network::{Network, NetworkConfig};
+use crate::network::{Network, NetworkConfig, host_address};
 use crate::node::{self, DnsConfig, NodeConfig};
 use crate::runtime::{Runtime, RuntimeConfig};
 
@@ -65,12 +65,13 @@ impl Board {
         let network = network_config(&config);
         record_network(&config.data_dir, &network)?;
         let network = Arc::new(Network::open(network).await?);
-        let address = config.address.unwrap_or_else(|| own_address(&config.bridge, &network));
+        let address = config.address.or_else(|| host_address(&config.bridge));
         let node = NodeConfig {
             name: config.name,
             data_dir: config.data_dir.join("node"),
             images_dir: config.data_dir.join("images"),
-            addresses: vec![address],
+            addresses: vec![address.unwrap_or_else(|| network.gateway().into())],
+            follow_address: config.address.is_none(),
             labels: config.labels,
             dns: DnsConfig { servers: vec![config.service_cidr.host(10).into()], domain: "cluster.local".into() },
             service_cidr: config.service_cidr,
@@ -138,29 +139,6 @@ fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {
     let state_dir = data_dir.join("node/network");
     let pod_cidr = cidr.parse().ok()?;
     Some(NetworkConfig { bridge: bridge.into(), pod_cidr, cluster_cidr: pod_cidr, state_dir, mtu: MTU })
-}
-
-/// The address of the board, or the bridge's where it is alone.
-fn own_address(bridge: &str, network: &Network) -> IpAddr {
-    host_address(bridge).unwrap_or_else(|| network.gateway().into())
-}
-
-/// The address that packets to the outside would leave from; where there is no way out, that of the first interface that
-/// is up, but for the pods' bridge.
-pub fn host_address(bridge: &str) -> Option<IpAddr> {
-    // Connecting a datagram socket sends nothing; the kernel only picks the route. 192.0.2.0/24 is never a real host.
-    let outward = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
-        .and_then(|socket| socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).map(|()| socket))
-        .and_then(|socket| socket.local_addr());
-    if let Ok(address) = outward {
-        return Some(address.ip());
-    }
-    let found = nix::ifaddrs::getifaddrs().ok()?.find_map(|interface| {
-        let address = interface.address?.as_sockaddr_in()?.ip();
-        let ours = interface.interface_name == bridge || address.is_loopback() || address.is_link_local();
-        (!ours).then_some(address)
-    });
-    found.map(IpAddr::V4)
 }
 
 /// Removes every container, mount, cgroup and interface of a data directory; its files are the caller's.

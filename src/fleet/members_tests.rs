@@ -11,7 +11,7 @@ use crate::events;
 use crate::kinds::table::KindTable;
 use crate::kinds::{Object, meta};
 use crate::link::membership::{Granted, Reason, Refused, Reply, Request};
-use crate::link::message::{NodeReport, Sequence};
+use crate::link::message::{NodeReport, PodName, PodReport, Sequence};
 use crate::link::{NodeEnd, local};
 use crate::pki::Ca;
 use crate::pki::node::{NodeKey, Subject};
@@ -299,4 +299,33 @@ async fn a_removed_node_cannot_bring_itself_back() {
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(bench.registry.get(&bench.nodes(), "", "pi").unwrap_err().code, 404);
+}
+
+#[tokio::test]
+async fn a_member_has_no_say_in_what_is_not_its_own() {
+    let bench = Bench::start().await;
+    let (board, granted) = bench.join("pi", NewToken::default()).await;
+    granted.unwrap();
+    let link = bench.connect(&board, "pi");
+    let kind = bench.registry.kinds().by_resource("pods").unwrap();
+    let options = WriteOptions::by("test");
+    let mut names = Vec::new();
+    for (name, node) in [("foreign", "server"), ("own", "pi")] {
+        let spec = json!({"nodeName": node, "containers": [{"name": "c", "image": "x"}]});
+        let pod = json!({"metadata": {"name": name}, "spec": spec}).as_object().unwrap().clone();
+        let made = bench.registry.create(&kind, "default", pod, &options).await.unwrap();
+        names.push(PodName { uid: meta::uid(&made).into(), namespace: "default".into(), name: name.into() });
+    }
+    bench.registry.delete(&kind, "default", "foreign", &DeleteOptions::default()).await.unwrap();
+    let mut sequence = Sequence::start();
+    for (pod, ip) in [(&names[0], "10.42.1.9"), (&names[1], "10.42.0.9"), (&names[1], "10.42.1.9")] {
+        let status = json!({"phase": "Running", "podIP": ip});
+        let report = ToServer::PodStatus(PodReport { pod: pod.clone(), status });
+        link.tx.send(sequence.wrap(report)).await.unwrap();
+        link.tx.send(sequence.wrap(ToServer::PodGone(pod.clone()))).await.unwrap();
+    }
+    let get = |name: &str| bench.registry.get(&kind, "default", name).unwrap();
+    bench.until("running", |_| meta::str_at(&get("own"), "/status/podIP") == "10.42.1.9").await;
+    assert!(!meta::is_deleting(&get("own")));
+    assert_eq!(meta::str_at(&get("foreign"), "/status/podIP"), "");
 }

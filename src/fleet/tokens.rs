@@ -60,11 +60,8 @@ impl StoredToken {
         if meta::text(secret, "type") != TYPE || text(ID).as_deref() != Some(&id) {
             return None;
         }
-        let expires = match text(EXPIRATION) {
-            None => None,
-            // What cannot be understood must not be valid for ever.
-            Some(time) => Some(time.parse().unwrap_or(Timestamp::UNIX_EPOCH)),
-        };
+        // What cannot be understood must not be valid for ever.
+        let expires = text(EXPIRATION).map(|time| time.parse().unwrap_or(Timestamp::UNIX_EPOCH));
         let pair = |label: &str| label.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()));
         Some(Self {
             id,

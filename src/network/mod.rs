@@ -16,11 +16,13 @@ use links::Links;
 
 pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
+pub use host::host_address;
 
 pub mod addresses;
 pub mod arp;
 pub mod dns;
 mod error;
+mod host;
 mod intake;
 mod interfaces;
 pub mod lan;

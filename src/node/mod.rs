@@ -50,8 +50,8 @@ use crate::inotify::{self, Watcher};
 use crate::link::NodeEnd;
 use crate::link::message::ToNode;
 use crate::link::stream::StreamRequest;
-use crate::network::Network;
 use crate::network::overlay::Vxlan;
+use crate::network::{Network, host_address};
 use crate::runtime::Runtime;
 use agent::Agent;
 use disk::Pods;
@@ -78,6 +78,8 @@ pub struct NodeConfig {
     pub images_dir: PathBuf,
     /// Its addresses, the most important first.
     pub addresses: Vec<IpAddr>,
+    /// The first one is looked up again for each report: DHCP gives others in the course of time.
+    pub follow_address: bool,
     /// Labels beside those every node has, for example `node-role.kubernetes.io/control-plane`.
     pub labels: BTreeMap<String, String>,
     /// Name resolution in pods.
@@ -247,9 +249,13 @@ async fn report(config: &NodeConfig, outbox: &Outbox, images: &Arc<ImageStore>, 
         tracing::error!(%error, "cannot list the images");
         Vec::new()
     });
+    let mut addresses = config.addresses.clone();
+    if let (true, Some(first)) = (config.follow_address, addresses.first_mut()) {
+        *first = host_address(network.bridge()).unwrap_or(*first);
+    }
     let identity = Identity {
         name: &config.name,
-        addresses: &config.addresses,
+        addresses: &addresses,
         labels: &config.labels,
         network_problem: network.problem(),
     };

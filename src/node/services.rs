@@ -75,8 +75,8 @@ pub(super) fn run(site: Site) -> impl Future<Output = ()> + Send {
     // From the call on no change is missed, however late the future is polled.
     let changes = Changes::of(&site.view);
     async move {
-        let Site { view, service_cidr, pod_cidr, domain, .. } = &site;
-        let names = dns::Config::new(domain, *service_cidr, *pod_cidr);
+        let Site { view, service_cidr, cluster_cidr, domain, .. } = &site;
+        let names = dns::Config::new(domain, *service_cidr, *cluster_cidr);
         tokio::join!(
             view.keep(changes),
             name_server(view.services.clone(), names, *service_cidr),

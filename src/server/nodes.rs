@@ -10,7 +10,6 @@ use tokio::task::JoinSet;
 
 use super::Error;
 use crate::config::{ServerConfig, broker_address};
-use crate::daemon::board::host_address;
 use crate::fleet::members::Members;
 use crate::kinds::status::Status;
 use crate::kinds::{Object, meta};
@@ -18,6 +17,7 @@ use crate::link::broker::{BrokerConfig, broker};
 use crate::link::membership::{self, cluster_id};
 use crate::link::mqtt::tls::{ClientTls, ServerTls, TlsError};
 use crate::link::mqtt::{self, Accepted, Allowed, Incoming, RemoteConfig, Sessions};
+use crate::network::host_address;
 use crate::pki::node::Subject;
 use crate::pki::{self, Ca};
 use crate::registry::{Registry, WriteOptions};

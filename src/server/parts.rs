@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::{Error, nodes, until};
 use crate::api;
 use crate::config::ServerConfig;
-use crate::daemon::board::{self, Board, BoardConfig};
+use crate::daemon::board::{Board, BoardConfig};
 use crate::daemon::{log_end, status};
 use crate::fleet::members::{Cluster, Members};
 use crate::fleet::{Fleet, Member, addresses};
@@ -19,6 +19,7 @@ use crate::kinds::meta;
 use crate::kinds::status::Status;
 use crate::link::membership::cluster_id;
 use crate::link::stream::{Stream, StreamRequest};
+use crate::network::host_address;
 use crate::node::View;
 use crate::pki::{Ca, ServerTls};
 use crate::registry::Registry;
@@ -167,7 +168,7 @@ fn given_address(config: &ServerConfig) -> Option<IpAddr> {
 
 /// Where pods reach the API: this machine's address, or the pods' gateway where it is alone.
 fn api_address(config: &ServerConfig) -> IpAddr {
-    let found = given_address(config).or_else(|| board::host_address(&config.bridge));
+    let found = given_address(config).or_else(|| host_address(&config.bridge));
     found.unwrap_or_else(|| addresses::first(config.cluster_cidr).host(1).into())
 }
 

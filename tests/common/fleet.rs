@@ -68,9 +68,19 @@ impl Router {
         ip(inside, "route add default via 10.99.0.1");
         run(router.command("sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
         let rules = format!(
-            "table ip nat {{ chain out {{ type nat hook postrouting priority 100; oifname {uplink} snat to {outside}; }} }}
-             table ip keep {{ chain forward {{ type filter hook forward priority 0; policy drop;
-               iifname inside accept; ct state established accept; }} }}"
+            "table ip nat {{
+               chain out {{
+                 type nat hook postrouting priority 100
+                 oifname {uplink} snat to {outside}
+               }}
+             }}
+             table ip keep {{
+               chain forward {{
+                 type filter hook forward priority 0; policy drop;
+                 iifname inside accept
+                 ct state established accept
+               }}
+             }}\n"
         );
         super::run_with_input(router.command("nft").args(["-f", "-"]), &rules);
         Self(router)

@@ -342,12 +342,12 @@ async fn last_wills() {
         other => panic!("{other:?}"),
     };
     assert_eq!(message().await, will, "after a reset");
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(begun.elapsed() < Duration::from_secs(3));
 
     let silent = begin(1).await;
     let begun = Instant::now();
     assert_eq!(message().await, will, "after silence");
-    assert!((1300..2500).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() > Duration::from_millis(1300), "{:?}", begun.elapsed());
     drop(silent);
 
     let mut older = begin(60).await;
@@ -373,7 +373,7 @@ async fn silent_connections_block_nobody() {
     let greeted = fixture.wire(&tls).await;
     let begun = Instant::now();
     fixture.assert_alive().await;
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < Duration::from_secs(10));
     drop((silent, greeted));
 }
 

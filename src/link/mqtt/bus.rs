@@ -74,6 +74,11 @@ impl Bus {
         Self { topics, way: Way::Own(clients) }
     }
 
+    #[cfg(test)]
+    pub(super) fn wired(topics: Topics, to: mpsc::Sender<(String, Bytes)>) -> Self {
+        Self { topics, way: Way::Remote(to) }
+    }
+
     /// Publishes to a node, waiting for room.
     pub(crate) async fn to_node(&self, node: &str, what: &str, payload: Bytes) -> Result<(), BusError> {
         let topic = self.topics.down(node, what);

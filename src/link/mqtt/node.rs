@@ -73,27 +73,12 @@ pub fn node(
     config: NodeConfig,
     tls: TlsProvider,
 ) -> (NodeEnd, watch::Receiver<LinkState>, impl Future<Output = ()> + Send) {
-    let (down_tx, down_rx) = mpsc::channel(QUEUE);
-    let (up_tx, up_rx) = mpsc::channel(QUEUE);
-    let (open_tx, open_rx) = mpsc::channel(OPENING);
-    let (state, watched) = watch::channel(LinkState::default());
-    let end = NodeEnd { rx: down_rx, tx: up_tx, streams: open_rx };
-    let link = Link {
-        topics: Topics::new(&config.cluster),
-        config,
-        tls,
-        state,
-        up: up_rx,
-        down: down_tx,
-        opened: open_tx,
-        again: VecDeque::new(),
-        sessions: 0,
-        backoff: Backoff::default(),
-    };
-    (end, watched, link.run())
+    let (end, state, link) = Link::new(config, tls);
+    (end, state, link.run())
 }
 
-struct Link {
+/// The task's state.
+pub(super) struct Link {
     config: NodeConfig,
     topics: Topics,
     tls: TlsProvider,
@@ -139,6 +124,17 @@ impl Said {
 }
 
 impl Link {
+    pub(super) fn new(config: NodeConfig, tls: TlsProvider) -> (NodeEnd, watch::Receiver<LinkState>, Self) {
+        let (down, down_rx) = mpsc::channel(QUEUE);
+        let (up_tx, up) = mpsc::channel(QUEUE);
+        let (opened, open_rx) = mpsc::channel(OPENING);
+        let (state, watched) = watch::channel(LinkState::default());
+        let topics = Topics::new(&config.cluster);
+        let (again, sessions, backoff) = (VecDeque::new(), 0, Backoff::default());
+        let link = Self { config, topics, tls, state, up, down, opened, again, sessions, backoff };
+        (NodeEnd { rx: down_rx, tx: up_tx, streams: open_rx }, watched, link)
+    }
+
     async fn run(mut self) {
         let mut turn = 0;
         loop {
@@ -228,7 +224,7 @@ impl Link {
     }
 
     /// Sessions over one connection until it ends; `None`: the node is gone.
-    async fn sessions(
+    pub(super) async fn sessions(
         &mut self,
         mut id: SessionId,
         tls: ClientTls,

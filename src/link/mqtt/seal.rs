@@ -13,10 +13,6 @@ use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerCon
 use super::random;
 use super::tls::server_name;
 
-/// Largest message, in bytes: a full TLS record and some.
-pub(super) const MAX_MESSAGE: usize = 32 * 1024;
-const HEADER: usize = 20;
-
 /// A session's name: the number of the node's connection to the broker, which its last will carries too, and which
 /// session of that connection it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -125,6 +121,9 @@ impl Seal {
             return Err(SealError::Gap { expected: self.received, got: number });
         }
         self.received += 1;
+        if !is_whole(&records) {
+            return Err(SealError::Broken("a message that does not hold whole records".into()));
+        }
         let mut records: &[u8] = &records;
         while !records.is_empty() {
             if self.tls.read_tls(&mut records).map_err(broken)? == 0 {
@@ -151,7 +150,8 @@ impl Seal {
         self.tls.writer().write_all(plain).map_err(broken)
     }
 
-    /// The next message to send, if there is one.
+    /// What waits to be sent, if anything does, as one message: the handshake's part, or the records of one call of
+    /// [`Seal::seal`].
     pub(super) fn take(&mut self) -> Result<Option<Bytes>, SealError> {
         if !self.tls.wants_write() {
             return Ok(None);
@@ -160,19 +160,24 @@ impl Seal {
         message.put_u64(self.session.connection);
         message.put_u32(self.session.count);
         message.put_u64(self.sent);
-        let mut writer = (&mut message).limit(MAX_MESSAGE).writer();
+        let mut writer = (&mut message).writer();
         while self.tls.wants_write() {
-            match self.tls.write_tls(&mut writer) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WriteZero => break,
-                Err(error) => return Err(broken(error)),
-            }
+            self.tls.write_tls(&mut writer).map_err(broken)?;
         }
         self.sent += 1;
-        debug_assert!(message.len() > HEADER);
         Ok(Some(message.freeze()))
     }
+}
+
+/// Whether TLS records fill the bytes: a length that was tampered with would have the other records wait for more.
+fn is_whole(mut bytes: &[u8]) -> bool {
+    while let [_, _, _, high, low, rest @ ..] = bytes {
+        match rest.get(usize::from(u16::from_be_bytes([*high, *low]))..) {
+            Some(next) => bytes = next,
+            None => return false,
+        }
+    }
+    bytes.is_empty()
 }
 
 fn broken(cause: impl ToString) -> SealError {

@@ -26,6 +26,8 @@ use x509_cert::der::{Decode, Encode};
 pub const SERVER_NAME: &str = "umiak-server";
 /// What a client that joins calls the server in the handshake: it is shown the CA's certificate too.
 const JOIN_NAME: &str = "umiak-join";
+/// The common name of the certificate with which the server goes to a broker that is not its own.
+pub const SERVER_USER: &str = "system:umiak-server";
 /// The common name of a node's certificate is this and the node's name.
 pub const NODE_PREFIX: &str = "system:node:";
 

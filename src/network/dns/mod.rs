@@ -45,7 +45,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// For a cluster whose Services have addresses in the first of these networks; the name server has the tenth.
+    /// For a cluster with these networks; the name server has the tenth address of the Services'.
     pub fn new(domain: &str, services: Cidr, pods: Cidr) -> Self {
         Self {
             domain: domain.to_owned(),

@@ -45,7 +45,7 @@ mod tests;
 
 pub use run::{StartError, run};
 
-/// Who answers at one listening address. Called on the data plane's thread: must not block.
+/// Who answers at one listening address. Called on the data plane's threads (there may be two): must not block.
 pub trait Frontend: Send + Sync + 'static {
     /// The endpoint for a new connection (TCP) or flow (UDP) of this client that is in none of `tried`, or `None`: the
     /// client is refused at once. `Some` counts a connection until [`Frontend::release`].
@@ -88,7 +88,7 @@ impl fmt::Display for Listen {
 pub enum Command {
     /// Listen here, or go on with another frontend: connections that are open stay.
     Listen(Listen, Arc<dyn Frontend>),
-    /// Stop accepting; connections that are open stay until they end.
+    /// Stop accepting; connections that are open stay until they end. UDP flows, which have no end to wait for, end.
     Close(Listen),
     /// The flows (UDP) of this listener to these endpoints end now: the endpoint is gone, no packet may go there.
     Forget(Listen, Vec<SocketAddrV4>),

@@ -227,6 +227,20 @@ mod tests {
     }
 
     #[test]
+    fn the_own_node_goes_before_the_zone() {
+        let endpoints = || vec![endpoint("1 here ready"), endpoint("2 away ready"), endpoint("3 here broken")];
+        let mut service = service("web", &[80], endpoints());
+        for (prefers, expected) in [(false, &[1, 2][..]), (true, &[1])] {
+            service.prefer_same_node = prefers;
+            let choice = Choice::of(&service, &service.ports[0], &config(), None);
+            assert_eq!(chosen(&choice, &choice.cluster), expected);
+        }
+        service.slices[0].endpoints.remove(0);
+        let choice = Choice::of(&service, &service.ports[0], &config(), None);
+        assert_eq!(chosen(&choice, &choice.cluster), [2], "there is none here");
+    }
+
+    #[test]
     fn source_ranges() {
         for (ranges, client, within) in [
             (vec![], "1.2.3.4", true),

@@ -2,7 +2,7 @@
 //!
 //! Whatever is sent waits behind what was sent before, in the socket, in the broker, on the wire. So the time that an
 //! acknowledgement takes beyond the shortest seen tells how long a control message would wait; it is kept below about
-//! half a second by a window that grows and shrinks, as in TCP Vegas.
+//! a second by a window that grows and shrinks, as in TCP Vegas.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,9 +17,9 @@ const LARGEST: usize = 512 * 1024;
 /// Frames under way, however small.
 const FRAMES: usize = 256;
 /// Acknowledgements delayed by less than this let the window grow.
-const QUICK: Duration = Duration::from_millis(150);
+const QUICK: Duration = Duration::from_millis(400);
 /// Those delayed by more make it shrink.
-const SLOW: Duration = Duration::from_millis(450);
+const SLOW: Duration = Duration::from_millis(700);
 
 /// The window of one direction.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Pace {
 
     /// Largest content a frame should have now: several are to fit into the window.
     pub(super) fn chunk(&self) -> usize {
-        (self.window / 2 - HEADER).min(MAX_CONTENT - 1)
+        (self.window / 4 - HEADER).min(MAX_CONTENT - 1)
     }
 
     /// Since when nothing was confirmed; `None`: nothing is under way.
@@ -122,10 +122,10 @@ impl Pace {
                 // It cannot be a queue of ours: the way has become longer.
                 self.base = Some(base + (trip - base) / 8);
             }
-            self.window = (self.window / 2).max(SMALLEST);
+            self.window = (self.window / 4 * 3).max(SMALLEST);
             self.careful = self.window;
         } else if queued < QUICK && self.limited {
-            let growth = if self.window < self.careful { self.window } else { SMALLEST / 2 };
+            let growth = if self.window < self.careful { self.window } else { SMALLEST / 4 };
             self.window = (self.window + growth).min(LARGEST);
         }
         self.limited = false;
@@ -164,11 +164,16 @@ mod tests {
 
     #[test]
     fn the_queue_stays_short_and_the_link_full() {
-        for (rate, delay, queue) in [(8e3, 500, 800), (8e3, 20, 800), (32e3, 100, 800), (1e6, 50, 700), (100e6, 1, 100)]
-        {
+        for (rate, delay, queue) in [
+            (8e3, 500, 1000),
+            (8e3, 20, 1000),
+            (32e3, 100, 1000),
+            (1e6, 50, 800),
+            (100e6, 1, 100),
+        ] {
             let (worst, speed) = saturate(rate, Duration::from_millis(delay));
             assert!(worst < Duration::from_millis(queue), "{rate} {delay}: {worst:?}");
-            assert!(speed > rate * 0.4, "{rate} {delay}: {speed}");
+            assert!(speed > rate * 0.6, "{rate} {delay}: {speed}");
         }
     }
 

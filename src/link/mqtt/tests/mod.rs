@@ -1,10 +1,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
-#[path = "../../../../tests/common/authority.rs"]
 mod authority;
 mod chaos;
 mod ends;
+mod mosquitto;
 mod relay;
+mod world;
 
 use std::sync::Arc;
 

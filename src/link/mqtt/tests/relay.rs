@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 /// How a link is.
 #[derive(Clone, Copy, Debug)]
@@ -22,13 +22,11 @@ pub(super) struct Weather {
     pub(super) silent: bool,
     /// Connections end and new ones are refused.
     pub(super) cut: bool,
-    /// One in so many pieces is held up, and all behind it, as by TCP after a loss.
-    pub(super) losses: u64,
 }
 
 impl Default for Weather {
     fn default() -> Self {
-        Self { delay: Duration::ZERO, rate: u64::MAX, silent: false, cut: false, losses: 0 }
+        Self { delay: Duration::ZERO, rate: u64::MAX, silent: false, cut: false }
     }
 }
 
@@ -93,19 +91,13 @@ async fn carry(
     let (pieces, mut queue) = mpsc::channel::<(Instant, Vec<u8>)>(64);
     let take = async {
         let mut free = Instant::now();
-        let mut count = 0u64;
         loop {
             let mut buffer = vec![0; 1400];
             let Ok(length @ 1..) = from.read(&mut buffer).await else { return };
             buffer.truncate(length);
             bytes.fetch_add(length as u64, Ordering::Relaxed);
             let now = *weather.borrow();
-            count += 1;
             free = free.max(Instant::now()) + Duration::from_secs_f64(length as f64 / now.rate as f64);
-            if now.losses > 0 && (count * 2_654_435_761) >> 7 & 0xffff < 0x10000 / now.losses {
-                // What a retransmission costs.
-                free += now.delay * 2 + Duration::from_millis(200);
-            }
             sleep_until(free).await;
             if pieces.send((free + now.delay, buffer)).await.is_err() {
                 return;
@@ -120,7 +112,6 @@ async fn carry(
                 return;
             }
         }
-        sleep(Duration::ZERO).await;
     };
     tokio::join!(take, give);
 }

@@ -162,7 +162,7 @@ fn random_bytes_do_no_harm() {
     let answers: Vec<Vec<u8>> =
         seeds.iter().map(|seed| server.answer_at_once(&Query::read(seed).unwrap(), MAX_MESSAGE).unwrap()).collect();
     let mut answered = 0;
-    for round in 0..60_000 {
+    for round in 0..20_000 {
         let mut packet = match round % 4 {
             0 => (0..random(64)).map(|_| random(256) as u8).collect(),
             _ => seeds[random(seeds.len())].clone(),
@@ -200,5 +200,5 @@ fn random_bytes_do_no_harm() {
         assert_eq!(message.len(), known.len());
         let _ = wire::take_over(&mut message);
     }
-    assert!(answered > 1000, "{answered}");
+    assert!(answered > 300, "{answered}");
 }

@@ -1,4 +1,4 @@
-//! Commands on their way to the engine's thread.
+//! What is on its way to a thread of the engine.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::super::{Command, Frontend, Listen};
+use super::helper::Client;
 
 /// What is to be done about one listener. `forget` comes after `listen`.
 #[derive(Default)]
@@ -20,15 +21,18 @@ pub(super) struct Order {
     pub(super) forget: Vec<SocketAddrV4>,
 }
 
+/// What has come in.
 #[derive(Default)]
-struct Waiting {
-    orders: HashMap<Listen, Order>,
+pub(super) struct Mail {
+    pub(super) orders: HashMap<Listen, Order>,
+    /// Clients to be served; as many as there are descriptors, at most.
+    pub(super) clients: Vec<Client>,
     stop: bool,
 }
 
-/// Commands that the engine's thread has not looked at yet, and a descriptor that is readable while there are any.
+/// Mail that a thread has not looked at yet, and a descriptor that has an edge when there is some.
 pub(super) struct Mailbox {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Mail>,
     bell: EventFd,
 }
 
@@ -57,6 +61,15 @@ impl Mailbox {
         self.ring();
     }
 
+    /// Leaves a client to the thread.
+    pub(super) fn hand_over(&self, client: Client) {
+        let mut waiting = self.lock();
+        waiting.clients.push(client);
+        if waiting.clients.len() == 1 {
+            self.ring();
+        }
+    }
+
     /// Tells the thread to end.
     pub(super) fn stop(&self) {
         self.lock().stop = true;
@@ -64,24 +77,22 @@ impl Mailbox {
     }
 
     /// What has come in since; `None`: end.
-    pub(super) fn take(&self) -> Option<HashMap<Listen, Order>> {
-        // An empty counter (EAGAIN) only means that nothing came in.
-        self.bell.read().ok();
-        let mut waiting = self.lock();
-        if waiting.stop { None } else { Some(mem::take(&mut waiting.orders)) }
+    pub(super) fn take(&self) -> Option<Mail> {
+        let mail = mem::take(&mut *self.lock());
+        (!mail.stop).then_some(mail)
     }
 
-    /// Readable while something waits.
+    /// To be watched for edges: it is never read, so it stays readable.
     pub(super) fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 
     fn ring(&self) {
-        // Fails only where the counter is full, and then the bell rings already.
+        // Fails only where the counter is full, after more mail than anybody will ever get.
         self.bell.write(1).ok();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, Mail> {
         // Every change is one step, so a panic elsewhere leaves it whole.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

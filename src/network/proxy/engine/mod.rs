@@ -1,6 +1,7 @@
 //! The data plane of the Service proxy: sockets, and bytes between them.
 //!
-//! One thread with one epoll instance, apart from the daemon's runtime, so that neither holds the other up. Per
+//! A thread with an epoll instance, apart from the daemon's runtime, so that neither holds the other up; and another one
+//! like it where there are several processors and several connections. Per
 //! connection it keeps under a hundred bytes and no buffer: what arrives goes on at once, through one buffer per thread
 //! or, in bulk, by `splice(2)` through a pipe borrowed for as long as data is in it. What cannot be written is not read.
 //!
@@ -13,10 +14,11 @@ use std::thread::JoinHandle;
 pub use steer::Steer;
 
 use mailbox::Mailbox;
-use worker::Worker;
+use worker::{Role, Worker};
 
 use super::{Command, Listen};
 
+mod helper;
 mod mailbox;
 mod slab;
 mod steer;
@@ -35,10 +37,13 @@ pub enum Report {
     Failed(Listen, io::Error),
 }
 
-/// Where reports go. Called on the data plane's thread: must not block.
+/// Where reports go. Called on a thread of the data plane: must not block.
 type Reporter = Arc<dyn Fn(Report) + Send + Sync>;
 
-/// The data plane. Dropping it ends every connection and joins its thread.
+/// Bytes of a thread's stack; it calls frontends, and nothing of its own is deep.
+const STACK: usize = 256 << 10;
+
+/// The data plane. Dropping it ends every connection and joins its threads.
 pub struct Engine {
     mailbox: Arc<Mailbox>,
     report: Reporter,
@@ -81,9 +86,9 @@ impl Engine {
         if thread.is_some() {
             return;
         }
-        let spawned = Worker::new(self.mailbox.clone(), self.report.clone(), self.steer.clone()).and_then(|worker| {
-            std::thread::Builder::new().name("proxy".to_owned()).spawn(move || worker.build().run())
-        });
+        let role = Role::First(self.report.clone(), self.steer.clone());
+        let spawned =
+            Worker::new(self.mailbox.clone(), role).and_then(|worker| spawn("proxy", move || worker.build().run()));
         match spawned {
             Ok(handle) => *thread = Some(handle),
             Err(error) => (self.report)(Report::Failed(listen, error)),
@@ -94,10 +99,17 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.mailbox.stop();
-        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the proxy's thread panicked");
-        }
+        join(self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(run)
+}
+
+fn join(thread: Option<JoinHandle<()>>) {
+    if thread.is_some_and(|thread| thread.join().is_err()) {
+        tracing::error!("a thread of the proxy panicked");
     }
 }
 

@@ -8,29 +8,38 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::super::super::services::Protocol;
-use super::mailbox::{Mailbox, Order};
+use super::helper::Load;
+use super::mailbox::{Mail, Mailbox, Order};
 use super::slab::Token;
 use super::steer::Steer;
-use super::tcp::Tcp;
-use super::timers::Clock;
+use super::sys;
+use super::tcp::{Tcp, Team};
+use super::timers::{Clock, Tick};
 use super::udp::Udp;
 use super::{Listen, Report, Reporter};
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 128;
 
+/// What a thread is there for.
+pub(super) enum Role {
+    /// It listens, says so, and serves whom it accepts.
+    First(Reporter, Option<Arc<Steer>>),
+    /// It serves whom the first one leaves to it.
+    Second(Load),
+}
+
 /// What the thread is made from.
 pub(super) struct Worker {
     mailbox: Arc<Mailbox>,
-    report: Reporter,
+    role: Role,
     epoll: Epoll,
-    steer: Option<Arc<Steer>>,
 }
 
 /// The thread's own.
 pub(super) struct Running {
     mailbox: Arc<Mailbox>,
-    report: Reporter,
+    report: Option<Reporter>,
     epoll: Rc<Epoll>,
     clock: Clock,
     tcp: Tcp,
@@ -38,17 +47,24 @@ pub(super) struct Running {
 }
 
 impl Worker {
-    pub(super) fn new(mailbox: Arc<Mailbox>, report: Reporter, steer: Option<Arc<Steer>>) -> io::Result<Self> {
+    pub(super) fn new(mailbox: Arc<Mailbox>, role: Role) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(mailbox.bell(), EpollEvent::new(EpollFlags::EPOLLIN, Token::Mailbox.pack()))?;
-        Ok(Self { mailbox, report, epoll, steer })
+        epoll.add(mailbox.bell(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, Token::Mailbox.pack()))?;
+        Ok(Self { mailbox, role, epoll })
     }
 
     /// On the thread itself: what follows does not leave it.
     pub(super) fn build(self) -> Running {
         let epoll = Rc::new(self.epoll);
-        let (tcp, udp) = (Tcp::new(epoll.clone(), self.steer), Udp::new(epoll.clone()));
-        Running { mailbox: self.mailbox, report: self.report, epoll, clock: Clock::start(), tcp, udp }
+        let (report, team, steer) = match self.role {
+            Role::First(report, steer) => (Some(report), Team::Alone, steer),
+            Role::Second(load) => (None, Team::Second(load), None),
+        };
+        if report.is_some() {
+            sys::reuse_ports();
+        }
+        let (tcp, udp) = (Tcp::new(epoll.clone(), team, steer), Udp::new(epoll.clone()));
+        Running { mailbox: self.mailbox, report, epoll, clock: Clock::start(), tcp, udp }
     }
 }
 
@@ -74,7 +90,7 @@ impl Running {
                     Some(Token::UdpListener(key)) => self.udp.datagrams(key, now),
                     Some(Token::Flow(key)) => self.udp.replies(key, now),
                     Some(Token::Mailbox) => match self.mailbox.take() {
-                        Some(orders) => orders.into_iter().for_each(|(listen, order)| self.obey(listen, order)),
+                        Some(mail) => self.read(mail, now),
                         None => return self.stop(),
                     },
                     None => {}
@@ -101,33 +117,49 @@ impl Running {
         })
     }
 
-    fn obey(&mut self, listen: Listen, order: Order) {
-        let tcp = listen.protocol == Protocol::Tcp;
-        match order.listen {
-            Some(Some(frontend)) => {
-                let known = if tcp {
-                    self.tcp.exchange(listen.address, &frontend)
-                } else {
-                    self.udp.exchange(listen.address, &frontend)
-                };
-                if !known {
-                    let made = if tcp {
-                        self.tcp.listen(listen.address, frontend)
-                    } else {
-                        self.udp.listen(listen.address, frontend)
-                    };
-                    (self.report)(match made {
-                        Ok(()) => Report::Listening(listen),
-                        Err(error) => Report::Failed(listen, error),
-                    });
-                }
+    fn read(&mut self, mail: Mail, now: Tick) {
+        for (listen, order) in mail.orders {
+            match listen.protocol {
+                Protocol::Tcp => self.obey_tcp(listen, order),
+                Protocol::Udp => self.obey_udp(listen, order),
             }
-            Some(None) if tcp => self.tcp.close(listen.address),
+        }
+        mail.clients.into_iter().for_each(|client| self.tcp.serve(client, now));
+    }
+
+    fn obey_tcp(&mut self, listen: Listen, order: Order) {
+        match order.listen {
+            Some(Some(frontend)) if self.tcp.exchange(listen.address, &frontend) => {}
+            Some(Some(frontend)) => {
+                let made = self.tcp.listen(listen.address, frontend);
+                self.report(listen, made);
+            }
+            Some(None) => self.tcp.close(listen.address),
+            None => {}
+        }
+    }
+
+    fn obey_udp(&mut self, listen: Listen, order: Order) {
+        match order.listen {
+            Some(Some(frontend)) if self.udp.exchange(listen.address, &frontend) => {}
+            Some(Some(frontend)) => {
+                let made = self.udp.listen(listen.address, frontend);
+                self.report(listen, made);
+            }
             Some(None) => self.udp.close(listen.address),
             None => {}
         }
-        if !tcp && !order.forget.is_empty() {
+        if !order.forget.is_empty() {
             self.udp.forget(listen.address, &order.forget);
+        }
+    }
+
+    fn report(&self, listen: Listen, made: io::Result<()>) {
+        if let Some(report) = &self.report {
+            report(match made {
+                Ok(()) => Report::Listening(listen),
+                Err(error) => Report::Failed(listen, error),
+            });
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nix::sys::epoll::EpollFlags;
 
 use super::super::super::{Backend, Frontend};
+use super::super::helper::Client;
 use super::super::sys;
 use super::super::timers::{SECOND, Tick};
 use super::lane::{Lane, Tools};
@@ -67,11 +68,12 @@ pub(super) struct Connection {
 
 impl Connection {
     /// A client that was accepted; [`Connection::connect`] comes next.
-    pub(super) fn new(client: TcpStream, peer: SocketAddrV4, frontend: Arc<dyn Frontend>) -> Self {
+    pub(super) fn new(client: Client) -> Self {
         // A new socket has room. Whether the client spoke already is found out cheapest by reading.
         let (up, down) = (Lane::new(true, false), Lane::new(false, true));
         let attempt = Some(Box::default());
-        Self { client, server: None, peer, endpoint: peer, frontend, up, down, attempt, queued: false }
+        let Client { stream, address: peer, frontend } = client;
+        Self { client: stream, server: None, peer, endpoint: peer, frontend, up, down, attempt, queued: false }
     }
 
     pub(super) fn client(&self) -> &TcpStream {

@@ -7,11 +7,13 @@ use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::super::Frontend;
+use super::helper::{Client, Helper, Load};
 use super::slab::{Key, Slab, Token};
 use super::steer::Steer;
 use super::sys;
@@ -57,10 +59,22 @@ pub(super) struct Tcp {
     rested: Option<Tick>,
     /// Given up to be able to refuse clients when there is no other descriptor.
     spare: Option<File>,
+    team: Team,
+}
+
+/// Who shares the connections.
+pub(super) enum Team {
+    /// The first thread, which accepts, until it needs help.
+    Alone,
+    First(Helper),
+    /// The first thread, which gets no help.
+    Only,
+    /// The other thread, and how many connections it is thought to have.
+    Second(Load),
 }
 
 impl Tcp {
-    pub(super) fn new(epoll: Rc<Epoll>, steer: Option<Arc<Steer>>) -> Self {
+    pub(super) fn new(epoll: Rc<Epoll>, team: Team, steer: Option<Arc<Steer>>) -> Self {
         Self {
             epoll,
             steer,
@@ -73,6 +87,7 @@ impl Tcp {
             resting: Vec::new(),
             rested: None,
             spare: spare(),
+            team,
         }
     }
 
@@ -108,10 +123,10 @@ impl Tcp {
         for _ in 0..BATCH {
             let Some(listener) = self.listeners.get_mut(key) else { return };
             let exhausted = match sys::accept(&listener.socket) {
-                Ok((client, peer)) => {
+                Ok((stream, address)) => {
                     listener.starved = 0;
-                    let connection = Connection::new(client, peer, listener.frontend.clone());
-                    self.open(connection, now) == Err(End::Exhausted)
+                    let client = Client { stream, address, frontend: listener.frontend.clone() };
+                    self.welcome(client, now) == Err(End::Exhausted)
                 }
                 Err(Errno::EAGAIN) => return,
                 Err(error) if sys::is_exhausted(error) => {
@@ -128,6 +143,14 @@ impl Tcp {
             if exhausted {
                 return self.rest(key, now);
             }
+        }
+    }
+
+    /// Serves a client whom the other thread accepted.
+    pub(super) fn serve(&mut self, client: Client, now: Tick) {
+        let opened = self.open(client, now);
+        if opened.is_err() {
+            self.count_ended();
         }
     }
 
@@ -175,12 +198,29 @@ impl Tcp {
     /// Ends everything. Who was in the middle of something sees a reset: it did not end well.
     pub(super) fn stop(&mut self) {
         self.listeners = Slab::default();
+        self.team = Team::Only;
         for key in self.connections.keys() {
             self.end(key, End::Broken);
         }
     }
 
-    fn open(&mut self, mut connection: Connection, now: Tick) -> Result<(), End> {
+    /// Serves a client here, or has it served by who has less to do.
+    fn welcome(&mut self, client: Client, now: Tick) -> Result<(), End> {
+        let busy = self.connections.len();
+        if busy > 0 && matches!(self.team, Team::Alone) {
+            self.team = Helper::start().map_or(Team::Only, Team::First);
+        }
+        match &self.team {
+            Team::First(helper) if helper.load() < busy => {
+                helper.serve(client);
+                Ok(())
+            }
+            _ => self.open(client, now),
+        }
+    }
+
+    fn open(&mut self, client: Client, now: Tick) -> Result<(), End> {
+        let mut connection = Connection::new(client);
         let next = match connection.connect(now) {
             Ok(next) => next,
             Err(end) => {
@@ -192,9 +232,12 @@ impl Tcp {
         let watched = self.connections.get(key).map(|connection| {
             self.epoll.add(connection.client(), EpollEvent::new(INTEREST, Token::Client(key).pack()))
         });
-        let next = if matches!(watched, Some(Ok(()))) { Ok(next) } else { Err(End::Exhausted) };
-        self.follow(key, Some(next), now);
-        next.map(drop)
+        if !matches!(watched, Some(Ok(()))) {
+            self.connections.remove(key).into_iter().for_each(|connection| connection.close(End::Exhausted));
+            return Err(End::Exhausted);
+        }
+        self.follow(key, Some(Ok(next)), now);
+        Ok(())
     }
 
     fn follow(&mut self, key: Key, next: Option<Result<Next, End>>, now: Tick) {
@@ -221,6 +264,13 @@ impl Tcp {
     fn end(&mut self, key: Key, end: End) {
         if let Some(connection) = self.connections.remove(key) {
             connection.close(end);
+            self.count_ended();
+        }
+    }
+
+    fn count_ended(&self) {
+        if let Team::Second(load) = &self.team {
+            load.fetch_sub(1, Ordering::Relaxed);
         }
     }
 

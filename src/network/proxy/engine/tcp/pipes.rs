@@ -10,7 +10,7 @@ use nix::unistd::pipe2;
 use super::super::sys::splice;
 
 /// What a pipe is asked to hold, bytes. The kernel may grant less (`fs.pipe-max-size`, `fs.pipe-user-pages-soft`).
-const SIZE: usize = 256 << 10;
+const SIZE: usize = 1 << 20;
 /// Pipes there may be at once: connections with data under way beyond that are copied.
 const MOST: usize = 256;
 /// Empty pipes that are kept for the next one.

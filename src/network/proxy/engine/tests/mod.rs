@@ -13,7 +13,9 @@ use super::super::super::services::Protocol;
 use super::super::{Backend, Command, Frontend, Listen};
 use super::{Engine, Report};
 
+mod connect;
 mod relay;
+mod starved;
 mod udp;
 
 /// Longest anything here may take.

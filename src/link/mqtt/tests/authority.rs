@@ -5,21 +5,21 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pub certificate: CertificateDer<'static>,
-    pub pem: String,
+    pub(crate) certificate: CertificateDer<'static>,
+    pub(crate) pem: String,
 }
 
-pub struct Leaf {
-    pub chain: Vec<CertificateDer<'static>>,
-    pub key: PrivateKeyDer<'static>,
-    pub certificate_pem: String,
-    pub key_pem: String,
+pub(crate) struct Leaf {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+    pub(crate) certificate_pem: String,
+    pub(crate) key_pem: String,
 }
 
 impl Authority {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "test-ca");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -46,12 +46,12 @@ impl Authority {
     }
 
     /// A client's certificate; `name` is its common name.
-    pub fn client(&self, name: &str) -> Leaf {
+    pub(crate) fn client(&self, name: &str) -> Leaf {
         self.leaf(name, ExtendedKeyUsagePurpose::ClientAuth, &[])
     }
 
     /// A server's certificate for these DNS names.
-    pub fn server(&self, names: &[&str]) -> Leaf {
+    pub(crate) fn server(&self, names: &[&str]) -> Leaf {
         self.leaf("test-server", ExtendedKeyUsagePurpose::ServerAuth, names)
     }
 }
