@@ -51,10 +51,11 @@ impl Cluster {
     }
 
     async fn create(&self, resource: &str, object: Value) {
-        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
+        let kind = self.kind(resource);
+        let place = if kind.namespaced { "default" } else { "" };
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or(place).to_owned();
         let object = object.as_object().unwrap().clone();
-        let options = WriteOptions::by("test");
-        self.registry.create(&self.kind(resource), &namespace, object, &options).await.unwrap();
+        self.registry.create(&kind, &namespace, object, &WriteOptions::by("test")).await.unwrap();
     }
 
     async fn service(&self, name: &str, spec: Value) {
