@@ -235,6 +235,33 @@ fn a_full_disk_stops_writes_and_nothing_else() {
 }
 
 #[test]
+fn a_file_system_that_turns_read_only_is_named() {
+    let mut cluster = Cluster::stopped();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(256 << 20).unwrap();
+    run(std::process::Command::new("mkfs.ext4").arg("-q").arg(image.path()));
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-o", "loop,errors=remount-ro"]).arg(image.path()).arg(cluster.dir.path());
+    run(&mut mount);
+    let disk = Disk(cluster.dir.path().to_owned());
+    cluster.start_daemon();
+    cluster.k("create configmap before --from-literal=a=1");
+    // What the kernel does when a card or a disk fails.
+    let device = run(std::process::Command::new("findmnt").args(["-nro", "SOURCE"]).arg(&disk.0));
+    let name = device.trim().trim_start_matches("/dev/");
+    std::fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "test").unwrap();
+    let refused = cluster.k_fails("create configmap after --from-literal=a=1");
+    assert!(refused.contains("takes no writes"), "{refused}");
+    cluster.k("get configmap before");
+    cluster.stop_daemon(Signal::SIGKILL);
+    run(std::process::Command::new("umount").arg(&disk.0));
+    run(&mut mount);
+    cluster.start_daemon();
+    cluster.k("get configmap before");
+    cluster.finish();
+}
+
+#[test]
 fn a_log_that_cannot_be_written_stops_nothing() {
     let mut cluster = Cluster::stopped();
     let disk = Disk(cluster.dir.path().join("logs"));

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use umiak::runtime::{ContainerConfig, Mount, Runtime, RuntimeConfig, SandboxConfig};
 
@@ -16,7 +18,22 @@ use crate::table;
 
 const STARTS: usize = 50;
 
+/// On a thread of its own, in a mount namespace of its own: crun takes no hybrid of cgroup v1 and v2, which is what
+/// some hosts have; there the v2 half, which has no controllers, is hidden from both runtimes.
 pub fn measure() {
+    std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount::<str, str, str, str>(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None).unwrap();
+        if Path::new("/sys/fs/cgroup/unified").exists() {
+            umount2("/sys/fs/cgroup/unified", MntFlags::MNT_DETACH).ok();
+        }
+        compare();
+    })
+    .join()
+    .unwrap();
+}
+
+fn compare() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("rootfs");
     for part in ["bin", "h", "proc", "dev", "sys"] {

@@ -5,6 +5,7 @@
 
 pub mod broker;
 pub mod local;
+pub mod membership;
 pub mod message;
 pub mod mqtt;
 pub mod stream;

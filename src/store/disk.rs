@@ -313,9 +313,20 @@ pub(super) fn database_error(path: &Path, source: rusqlite::Error) -> Error {
     match source.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => Error::Full { path },
         Some(ErrorCode::ReadOnly) => Error::ReadOnly { path, detail: source.to_string() },
+        // To SQLite an I/O error like any other; to who has to mend it, not.
+        Some(ErrorCode::SystemIoFailure) if on_read_only(&path) => {
+            Error::ReadOnly { path, detail: "the file system takes no writes, perhaps after a disk error".into() }
+        }
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
             Error::Corrupt { path, detail: source.to_string() }
         }
         _ => Error::Database { path, source },
     }
+}
+
+/// Whether the file system takes nothing any more. What statfs(2) says is not enough: after an error ext4 refuses
+/// writes without calling itself read-only.
+fn on_read_only(path: &Path) -> bool {
+    let probe = OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(path.parent().unwrap_or(path));
+    probe.is_err_and(|e| e.kind() == io::ErrorKind::ReadOnlyFilesystem)
 }

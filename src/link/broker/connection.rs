@@ -133,7 +133,10 @@ fn judge(shared: &Shared, stream: &TlsStream<TcpStream>, connect: &Connect) -> J
     };
     let Some(identity) = identify(id, name.as_deref()) else {
         let whom = name.as_deref().unwrap_or("a client without certificate");
-        return refuse(ConnectReturnCode::BadClientId, format!("{id:?}: it is the identifier of somebody else than {whom}"));
+        return refuse(
+            ConnectReturnCode::BadClientId,
+            format!("{id:?}: it is the identifier of somebody else than {whom}"),
+        );
     };
     if let Some(will) = &connect.last_will
         && (will.retain || will.qos == QoS::ExactlyOnce || !shared.clients.topics.may_publish(&identity, &will.topic))

@@ -151,10 +151,8 @@ fn granted(codes: &[SubscribeReasonCode]) -> Vec<bool> {
 async fn introductions_are_judged() {
     use ConnectReturnCode::*;
     let mut fixture = Fixture::start().await;
-    let (node, admin) = (
-        fixture.authority.node_tls("a"),
-        fixture.authority.trusting(fixture.authority.client("umiak-admin")),
-    );
+    let (node, admin) =
+        (fixture.authority.node_tls("a"), fixture.authority.trusting(fixture.authority.client("umiak-admin")));
     let nobody = ClientTls::join([0; 32], Arc::new(rustls::time_provider::DefaultTimeProvider)).unwrap();
     let with = |change: &dyn Fn(&mut Connect)| {
         let mut packet = connect("a");
@@ -171,7 +169,11 @@ async fn introductions_are_judged() {
         (&node, connect("a/+$#"), BadClientId),
         (&node, connect(""), BadClientId),
         (&node, connect("join-0123456789abcdef"), BadClientId),
-        (&node, with(&|c| c.last_will = Some(will("umiak/v1/c/system:node:b/u/s", QoS::AtMostOnce, false))), NotAuthorized),
+        (
+            &node,
+            with(&|c| c.last_will = Some(will("umiak/v1/c/system:node:b/u/s", QoS::AtMostOnce, false))),
+            NotAuthorized,
+        ),
         (&node, with(&|c| c.last_will = Some(will(UP, QoS::AtMostOnce, true))), NotAuthorized),
         (&node, with(&|c| c.protocol = rumqttc::mqttbytes::Protocol::V5), RefusedProtocolVersion),
         (&admin, connect("a"), NotAuthorized),

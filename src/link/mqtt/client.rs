@@ -81,13 +81,10 @@ pub(super) struct Client {
 }
 
 /// Connects, introduces itself, and subscribes.
-pub(super) async fn connect(
-    address: &str,
-    tls: Arc<ClientConfig>,
-    options: Options,
-) -> Result<Client, ClientError> {
+pub(super) async fn connect(address: &str, tls: Arc<ClientConfig>, options: Options) -> Result<Client, ClientError> {
     let failed = |source| ClientError::Connect { address: address.to_owned(), source };
-    let tcp = timeout(CONNECT, TcpStream::connect(address)).await.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?;
+    let tcp =
+        timeout(CONNECT, TcpStream::connect(address)).await.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?;
     let tcp = tcp.map_err(failed)?;
     tcp.set_nodelay(true).map_err(failed)?;
     let greet = Box::pin(greet(tcp, tls, options));

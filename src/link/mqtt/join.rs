@@ -62,7 +62,9 @@ pub async fn join(
     for address in addresses {
         match attempt(address, &tls, &Topics::new(cluster)).await {
             Ok(stream) => return Ok(stream),
-            Err(reason) => failures.push(if reason.contains(address) { reason } else { format!("{address}: {reason}") }),
+            Err(reason) => {
+                failures.push(if reason.contains(address) { reason } else { format!("{address}: {reason}") })
+            }
         }
     }
     if failures.is_empty() {

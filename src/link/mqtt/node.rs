@@ -20,7 +20,7 @@ use super::tls::{ClientTls, TlsError, server_name};
 use super::topic::{PRESENCE, RESET, SESSION, Topics};
 use super::{random, session};
 use crate::link::message::{Envelope, ToNode, ToServer};
-use crate::link::{NodeEnd, Open, OPENING, QUEUE};
+use crate::link::{NodeEnd, OPENING, Open, QUEUE};
 
 /// Messages of one connection that wait.
 const CARRIER: usize = 16;
@@ -189,7 +189,10 @@ impl Link {
             id: self.config.node.clone(),
             name: server_name(),
             keepalive: self.config.keepalive,
-            will: Some((self.topics.up(&self.config.node, PRESENCE), Bytes::copy_from_slice(&id.connection.to_be_bytes()))),
+            will: Some((
+                self.topics.up(&self.config.node, PRESENCE),
+                Bytes::copy_from_slice(&id.connection.to_be_bytes()),
+            )),
             filters: self.topics.node_filters(&self.config.node).into(),
         };
         let client = match client::connect(address, tls.outer.clone(), options).await {

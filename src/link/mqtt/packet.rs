@@ -34,11 +34,7 @@ pub(crate) struct PacketReader {
 
 impl PacketReader {
     /// The next packet, of at most `max` bytes. Nothing is lost when the future is dropped.
-    pub(crate) async fn next<R: AsyncRead + Unpin>(
-        &mut self,
-        from: &mut R,
-        max: usize,
-    ) -> Result<Packet, PacketError> {
+    pub(crate) async fn next<R: AsyncRead + Unpin>(&mut self, from: &mut R, max: usize) -> Result<Packet, PacketError> {
         loop {
             match Packet::read(&mut self.buffer, max) {
                 Ok(packet) => {

@@ -364,12 +364,7 @@ async fn talk(
 }
 
 /// Whether the certificate is that of the node whose topics are used; the older session is over on return.
-async fn prove(
-    shared: &Shared,
-    node: &str,
-    session: SessionId,
-    certificate: &CertificateDer<'_>,
-) -> Result<(), End> {
+async fn prove(shared: &Shared, node: &str, session: SessionId, certificate: &CertificateDer<'_>) -> Result<(), End> {
     match node_name(certificate) {
         Some(name) if name != node => return Err(End::Protocol(format!("the certificate is that of {name}"))),
         Some(name) if (shared.allowed)(&name, certificate) => {}

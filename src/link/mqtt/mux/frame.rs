@@ -36,7 +36,9 @@ pub(super) enum Kind {
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
         use Kind::*;
-        [Start, Control, ControlEnd, Open, Data, DataPart, End, Stop, Credit, Ack].into_iter().find(|k| *k as u8 == byte)
+        [Start, Control, ControlEnd, Open, Data, DataPart, End, Stop, Credit, Ack]
+            .into_iter()
+            .find(|k| *k as u8 == byte)
     }
 }
 

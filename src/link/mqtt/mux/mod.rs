@@ -319,7 +319,6 @@ impl Mux {
         Ok(())
     }
 
-
     /// Takes in all whole frames there are.
     fn read(&mut self, role: &Role<'_>) -> Result<(), End> {
         while let Some(frame) = frame::take(&mut self.inward.plain).map_err(|e| End::Protocol(e.to_string()))? {

@@ -18,12 +18,8 @@ use super::Authority;
 use super::relay::{Relay, Weather};
 use crate::kinds::Object;
 use crate::link::broker::{BrokerConfig, broker};
-use crate::link::message::{
-    DesiredPod, Envelope, EventReport, NodeReport, PodName, Sequence, ToNode, ToServer,
-};
-use crate::link::mqtt::{
-    Accepted, Allowed, Incoming, JoinError, LinkState, NodeConfig, Sessions, accept, join, node,
-};
+use crate::link::message::{DesiredPod, Envelope, EventReport, NodeReport, PodName, Sequence, ToNode, ToServer};
+use crate::link::mqtt::{Accepted, Allowed, Incoming, JoinError, LinkState, NodeConfig, Sessions, accept, join, node};
 use crate::link::stream::{Channel, Frame, Stream, StreamRequest};
 use crate::link::{NodeEnd, Open, ServerEnd};
 
@@ -244,9 +240,7 @@ async fn a_stream_is_quick_and_others_keep_their_turn() {
     hears(&mut end).await;
     let (mut bulk, sender) = open(&end, &mut agent).await;
     let (mut small, echo) = open(&end, &mut agent).await;
-    let flood = Aborted(tokio::spawn(async move {
-        while sender.tx.send(data(32 * 1024)).await.is_ok() {}
-    }));
+    let flood = Aborted(tokio::spawn(async move { while sender.tx.send(data(32 * 1024)).await.is_ok() {} }));
     let begun = Instant::now();
     let mut bytes = 0;
     let mut worst = Duration::ZERO;
