@@ -93,8 +93,11 @@ pub(super) async fn follow(ours: &[&str], to: watch::Sender<Seen>) {
 
 async fn try_follow(ours: &[&str], to: &watch::Sender<Seen>) -> Result<()> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
-    let (connection, handle, mut changes) =
-        rtnetlink::new_multicast_connection(&groups).map_err(|e| super::failed("connect to", "netlink", e))?;
+    let connect = |e| super::failed("connect to", "netlink", e);
+    // Two sockets: a change that somebody else asked for carries the number of their request, and on the socket that
+    // asks it could be taken for an answer.
+    let (watching, _, mut changes) = rtnetlink::new_multicast_connection(&groups).map_err(connect)?;
+    let (asking, handle, _) = rtnetlink::new_connection().map_err(connect)?;
     let mut losses = to.borrow().losses;
     let read_and_wait = async {
         loop {
@@ -115,7 +118,8 @@ async fn try_follow(ours: &[&str], to: &watch::Sender<Seen>) -> Result<()> {
     };
     tokio::select! {
         ended = read_and_wait => ended,
-        () = connection => Ok(()),
+        () = watching => Ok(()),
+        () = asking => Ok(()),
     }
 }
 
