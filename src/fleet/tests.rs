@@ -293,7 +293,7 @@ async fn a_node_hears_of_services_and_their_endpoints() {
         pod_cidr: "10.42.0.0/24".parse().unwrap(),
         announces: true,
     };
-    assert_eq!(bench.hear().await, ToNode::Peers(vec![peer]));
+    assert_eq!(bench.hear().await, ToNode::Peer(peer));
 }
 
 /// A node that does not read is told the newest of everything once it does, and its pods do not wait for Services.

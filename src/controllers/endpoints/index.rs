@@ -13,6 +13,8 @@ use crate::kinds::{Object, meta};
 
 /// A label of a namespace. Two of the same hash only cost time.
 type Label = u64;
+/// The labels each of a namespace's Services selects by.
+type Selectors = HashMap<Arc<str>, Box<[Label]>>;
 
 /// See the module.
 #[derive(Default)]
@@ -24,8 +26,8 @@ pub struct Index {
 #[derive(Default)]
 struct Inner {
     pods: HashMap<Label, HashSet<Arc<str>>>,
-    /// The selectors of a namespace's Services.
-    services: HashMap<Arc<str>, HashMap<Arc<str>, Box<[Label]>>>,
+    /// By namespace.
+    services: HashMap<Arc<str>, Selectors>,
     /// Of all nodes.
     zones: HashMap<String, Option<String>>,
 }

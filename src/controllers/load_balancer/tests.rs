@@ -51,10 +51,11 @@ impl Cluster {
     }
 
     async fn create(&self, resource: &str, object: Value) {
-        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
+        let kind = self.kind(resource);
+        let place = if kind.namespaced { "default" } else { "" };
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or(place).to_owned();
         let object = object.as_object().unwrap().clone();
-        let options = WriteOptions::by("test");
-        self.registry.create(&self.kind(resource), &namespace, object, &options).await.unwrap();
+        self.registry.create(&kind, &namespace, object, &WriteOptions::by("test")).await.unwrap();
     }
 
     async fn service(&self, name: &str, spec: Value) {
@@ -65,8 +66,8 @@ impl Cluster {
     }
 
     async fn change(&self, resource: &str, namespace: &str, name: &str, change: impl Fn(&mut Object)) {
-        let options = WriteOptions::by("test");
-        let done = self.registry.modify(&self.kind(resource), namespace, name, None, &options, |object| {
+        let (kind, options) = (self.kind(resource), WriteOptions::by("test"));
+        let done = self.registry.modify(&kind, namespace, name, None, &options, |object| {
             change(object);
             Ok(())
         });

@@ -130,6 +130,14 @@ impl Connection {
             return Ok(next);
         }
         (self.server, self.endpoint) = (slow, endpoint);
+        match self.frontend.pick(self.peer, &[]) {
+            Some(backend) => self.frontend.release(backend.endpoint, false),
+            // The Service has no endpoint left, this one neither: it went while it was being connected to.
+            None => {
+                self.give_up();
+                return Err(End::Broken);
+            }
+        }
         let due = now + LAST_PATIENCE;
         if let Some(attempt) = &mut self.attempt {
             (attempt.due, attempt.last) = (due, true);
