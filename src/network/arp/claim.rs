@@ -127,7 +127,8 @@ impl Claim {
         self.due
     }
 
-    pub(super) fn is_held(&self) -> bool {
+    #[cfg(test)]
+    fn is_held(&self) -> bool {
         matches!(self.state, State::Held { .. })
     }
 
