@@ -18,9 +18,7 @@ use crate::kinds::Object;
 use crate::link::message::{DesiredPod, NodeReport, Sequence, ToNode, ToServer};
 use crate::link::mqtt::client::{self, Options};
 use crate::link::mqtt::tls::{SERVER_USER, join_name, server_name};
-use crate::link::mqtt::{
-    Accepted, Incoming, LinkState, NodeConfig, RemoteConfig, accept, join, node, random, remote,
-};
+use crate::link::mqtt::{Accepted, Incoming, LinkState, NodeConfig, RemoteConfig, accept, join, node, random, remote};
 use crate::link::stream::{Channel, Frame, Stream, StreamRequest};
 use crate::link::{NodeEnd, Open};
 
