@@ -1,16 +1,27 @@
 //! The configuration file, the command line's flags over it, and what both mean.
 
+mod agent;
+
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::cidr::Cidr;
+use crate::pools::Pool;
+
+pub use agent::AgentConfig;
 
 /// Where the daemon keeps its data when nothing else is said.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/umiak";
+
+/// Network of the Services when nothing else is said.
+pub const DEFAULT_SERVICE_CIDR: Cidr = Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16);
+/// Where nodes find their server when nothing else is said.
+pub const MQTT_PORT: u16 = 8883;
 
 /// A configuration that cannot be used. Every variant names the file or the field.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +64,16 @@ pub struct ServerConfig {
     pub https_port: u16,
     /// Address the API listens on.
     pub bind_address: IpAddr,
+    /// Port of the built-in MQTT broker.
+    pub mqtt_port: u16,
+    /// Address the built-in broker listens on.
+    pub mqtt_bind: IpAddr,
+    /// `host:port` where nodes find this server (or that broker), as tokens say; empty: this host's own address.
+    pub join_addresses: Vec<String>,
+    /// No node on this machine: only what serves the others.
+    pub no_node: bool,
+    /// `mqtts://host:port` of another broker; the built-in one is not started then.
+    pub broker_url: Option<String>,
     /// Network of the pods.
     pub cluster_cidr: Cidr,
     /// Network of the Services.
@@ -61,8 +82,53 @@ pub struct ServerConfig {
     pub tls_san: Vec<String>,
     /// Name of the pod bridge.
     pub bridge: String,
+    /// The tunnel to nodes of other network segments.
+    pub vxlan: Vxlan,
+    /// How the Service proxy of this node chooses among endpoints.
+    pub proxy_balance: ProxyBalance,
+    /// Addresses for Services of type LoadBalancer.
+    pub load_balancer_pools: Vec<Pool>,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
+}
+
+/// How the tunnel between nodes of different network segments is told from others. The same on all nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Vxlan {
+    /// VXLAN network identifier, 1 to 16777215.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+}
+
+impl Default for Vxlan {
+    fn default() -> Self {
+        Self { vni: 7861, port: 8472 }
+    }
+}
+
+impl Vxlan {
+    fn check(self) -> Result<(), Error> {
+        if !(1..1 << 24).contains(&self.vni) {
+            return Err(Error::Field { field: "vxlan", reason: format!("vni {} is not 1 to 16777215", self.vni) });
+        }
+        if self.port == 0 {
+            return Err(Error::Field { field: "vxlan", reason: "port 0 is no port".to_owned() });
+        }
+        Ok(())
+    }
+}
+
+/// How the Service proxy chooses among the endpoints that may take a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProxyBalance {
+    /// Each in its turn.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest open connections.
+    LeastConnections,
 }
 
 impl Default for ServerConfig {
@@ -72,10 +138,18 @@ impl Default for ServerConfig {
             node_name: None,
             https_port: 6443,
             bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            mqtt_port: MQTT_PORT,
+            mqtt_bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            join_addresses: Vec::new(),
+            no_node: false,
+            broker_url: None,
             cluster_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16),
-            service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16),
+            service_cidr: DEFAULT_SERVICE_CIDR,
             tls_san: Vec::new(),
             bridge: "umiak0".into(),
+            vxlan: Vxlan::default(),
+            proxy_balance: ProxyBalance::default(),
+            load_balancer_pools: Vec::new(),
             log: "info".into(),
         }
     }
@@ -87,14 +161,7 @@ impl ServerConfig {
     /// # Errors
     /// When the file cannot be read, has a field that does not exist, or a value of the wrong form.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-            return Ok(Self::default());
-        }
-        serde_yaml::from_str(&text).map_err(|e| {
-            let reason = e.to_string();
-            Error::Parse { path: path.to_owned(), reason: reason.lines().next().unwrap_or_default().to_owned() }
-        })
+        read(path)
     }
 
     /// Checks what no single field shows, and fills in the host's name.
@@ -102,7 +169,6 @@ impl ServerConfig {
     /// # Errors
     /// When networks overlap or are too small, or a name is not a DNS name.
     pub fn validate(mut self) -> Result<Self, Error> {
-        let wrong = |field, reason| Error::Field { field, reason };
         let field = |field, reason| Err(Error::Field { field, reason });
         if self.cluster_cidr.prefix() > 24 {
             return field("cluster-cidr", format!("{} is too small: each node takes a /24 of it", self.cluster_cidr));
@@ -114,26 +180,97 @@ impl ServerConfig {
         if pods.contains(services.network()) || services.contains(pods.network()) {
             return field("service-cidr", format!("{services} overlaps cluster-cidr {pods}"));
         }
-        if self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains(['/', ' ']) {
-            return field("bridge", format!("{:?} is not an interface name of 1 to 15 characters", self.bridge));
+        for (index, pool) in self.load_balancer_pools.iter().enumerate() {
+            let others = self.load_balancer_pools[..index].iter();
+            if let Err(error) = pool.check(others, &[pods.into(), services.into()]) {
+                return field("load-balancer-pools", error.to_string());
+            }
         }
-        let name = match self.node_name.take() {
-            Some(name) => name,
-            None => nix::unistd::gethostname()
-                .map(|name| name.to_string_lossy().to_lowercase())
-                .map_err(|e| wrong("node-name", format!("the host has no name: {e}")))?,
-        };
-        if !is_dns_subdomain(&name) {
-            return field(
-                "node-name",
-                format!("{name:?} is not a DNS name of lower-case letters, digits, '-' and '.'"),
-            );
+        check_bridge(&self.bridge)?;
+        self.vxlan.check()?;
+        let addresses = self.join_addresses.iter().map(|text| server_address("join-addresses", text));
+        self.join_addresses = addresses.collect::<Result<_, _>>()?;
+        if let Some(url) = &self.broker_url {
+            broker_address(url)?;
         }
-        self.node_name = Some(name);
-        self.data_dir = std::path::absolute(&self.data_dir)
-            .map_err(|e| wrong("data-dir", format!("{}: {e}", self.data_dir.display())))?;
+        self.node_name = Some(node_name(self.node_name)?);
+        self.data_dir = absolute(&self.data_dir)?;
         Ok(self)
     }
+}
+
+/// Reads a file; a file of comments only is the default.
+fn read<T: Default + DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Ok(T::default());
+    }
+    serde_yaml::from_str(&text).map_err(|e| {
+        let reason = e.to_string();
+        Error::Parse { path: path.to_owned(), reason: reason.lines().next().unwrap_or_default().to_owned() }
+    })
+}
+
+fn check_bridge(name: &str) -> Result<(), Error> {
+    if name.is_empty() || name.len() > 15 || name.contains(['/', ' ']) {
+        let reason = format!("{name:?} is not an interface name of 1 to 15 characters");
+        return Err(Error::Field { field: "bridge", reason });
+    }
+    Ok(())
+}
+
+/// A node's name: the given one, or the host's.
+fn node_name(given: Option<String>) -> Result<String, Error> {
+    let wrong = |reason| Error::Field { field: "node-name", reason };
+    let name = match given {
+        Some(name) => name,
+        None => nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().to_lowercase())
+            .map_err(|e| wrong(format!("the host has no name: {e}")))?,
+    };
+    if !is_dns_subdomain(&name) {
+        return Err(wrong(format!("{name:?} is not a DNS name of lower-case letters, digits, '-' and '.'")));
+    }
+    Ok(name)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    let wrong = |e| Error::Field { field: "data-dir", reason: format!("{}: {e}", path.display()) };
+    std::path::absolute(path).map_err(wrong)
+}
+
+/// An address where nodes find their server, as `host:port`; without a port it is 8883.
+///
+/// # Errors
+/// When it names no host.
+pub fn server_address(field: &'static str, text: &str) -> Result<String, Error> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(address, MQTT_PORT).to_string());
+    }
+    broker_address(&format!("mqtts://{text}")).map_err(|_| Error::Field {
+        field,
+        reason: format!("{text:?} is not a host, or a host and a port as in host:8883"),
+    })
+}
+
+/// Host and port of a broker's URL, as `host:port`.
+///
+/// # Errors
+/// When it is not of the form `mqtts://host` or `mqtts://host:port`.
+pub fn broker_address(url: &str) -> Result<String, Error> {
+    let wrong = |reason: &str| Error::Field { field: "broker-url", reason: format!("{url:?} {reason}") };
+    let rest = url.strip_prefix("mqtts://").ok_or_else(|| wrong("does not begin with mqtts://"))?;
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port.parse().map_err(|_| wrong("has no valid port"))?),
+        _ => (rest, MQTT_PORT),
+    };
+    let inner = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let fits = match inner {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => host.parse::<Ipv4Addr>().is_ok() || is_dns_subdomain(&host.to_lowercase()),
+    };
+    if fits { Ok(format!("{host}:{port}")) } else { Err(wrong("names no host")) }
 }
 
 fn is_dns_subdomain(name: &str) -> bool {
@@ -164,6 +301,18 @@ mod tests {
     }
 
     #[test]
+    fn brokers_have_addresses() {
+        for (url, address) in [
+            ("mqtts://broker.lan", "broker.lan:8883"),
+            ("mqtts://192.0.2.1:1/", "192.0.2.1:1"),
+            ("mqtts://[2001:db8::1]", "[2001:db8::1]:8883"),
+            ("mqtts://[2001:db8::1]:884", "[2001:db8::1]:884"),
+        ] {
+            assert_eq!(broker_address(url).unwrap(), address);
+        }
+    }
+
+    #[test]
     fn wrong_values_are_named() {
         for (text, names) in [
             ("https-prt: 1\n", "https-prt"),
@@ -173,6 +322,14 @@ mod tests {
             ("service-cidr: 10.42.9.0/24\n", "overlaps"),
             ("node-name: Über\n", "node-name"),
             ("bridge: averyveryverylongname\n", "bridge"),
+            ("vxlan: {vni: 0}\n", "vni 0"),
+            ("vxlan: {port: 0}\n", "port 0"),
+            ("proxy-balance: random\n", "line 1"),
+            ("load-balancer-pools:\n- {name: a, addresses: [10.0.0.9-10.0.0.1]}\n", "the last comes before the first"),
+            ("load-balancer-pools:\n- {name: a, addresses: [10.42.0.9]}\n", "load-balancer-pools: pool \"a\""),
+            ("broker-url: http://a\n", "broker-url"),
+            ("broker-url: mqtts://a:b\n", "valid port"),
+            ("broker-url: mqtts://\n", "no host"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(names), "{text:?} gave {error:?}");

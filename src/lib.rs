@@ -4,6 +4,8 @@
 
 pub mod cli;
 pub mod server;
+pub mod agent;
+pub mod daemon;
 
 pub mod api;
 pub mod controllers;
@@ -21,6 +23,9 @@ pub mod kinds;
 
 pub mod config;
 pub mod pki;
+pub mod clock;
 pub mod cidr;
+pub mod pools;
 pub mod files;
+mod inotify;
 pub mod memory;

@@ -2,7 +2,8 @@
 //!
 //! Boards without a clock battery boot in the past, so every certificate is valid from 1970 on, and its end is counted
 //! from a time that is never before this release. The server's certificate is issued in memory and replaced while
-//! running: when two thirds of its life are over, or when a connection arrives at an address it does not name.
+//! running: when two thirds of its life are over, or when a connection arrives at an address it does not name. [`node`] has the
+//! identities of nodes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,15 +26,18 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
+use crate::clock::RELEASE_TIME;
 use crate::files;
+
+pub mod node;
+
+pub use node::Fingerprint;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const CA_LIFE: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// Life of a client certificate that lies beside the CA's own key: whoever can read it could sign a new one.
 const ADMIN_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const SERVER_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
-/// 2026-11-01: no certificate is issued as if it were earlier, whatever the board's clock says.
-const RELEASE_TIME: Duration = Duration::from_secs(1_793_491_200);
 /// Addresses one server certificate names at most; a host with more is served by the names it had first.
 const MAX_ADDRESSES: usize = 64;
 
@@ -126,6 +130,14 @@ impl Ca {
         &self.certificate
     }
 
+    /// Of the certificate: what a node that joins knows the cluster by.
+    ///
+    /// # Errors
+    /// When the certificate on disk is damaged.
+    pub fn fingerprint(&self) -> Result<Fingerprint, Error> {
+        fingerprint(&self.certificate)
+    }
+
     /// A client certificate: `user` is the Kubernetes user name (CN), `groups` its groups (O).
     ///
     /// # Errors
@@ -178,7 +190,18 @@ fn leaf_params(common_name: &str, organizations: &[&str], life: Duration) -> Cer
     params
 }
 
-fn floor_time() -> Duration {
+/// Of the first certificate in a PEM text.
+///
+/// # Errors
+/// When there is none.
+pub fn fingerprint(pem: &str) -> Result<Fingerprint, Error> {
+    let certificates = pem_certificates(pem)?;
+    let first = certificates.first().ok_or_else(|| Error::Tls("there is no certificate in the text".into()))?;
+    Ok(Fingerprint::of(first))
+}
+
+/// The time, but never before this release.
+pub fn floor_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().max(RELEASE_TIME)
 }
 
@@ -277,15 +300,22 @@ impl ServerTls {
     }
 }
 
-fn client_verifier(ca: &Ca) -> Result<Arc<dyn ClientCertVerifier>, Error> {
-    let tls = |e: &dyn std::fmt::Display| Error::Tls(e.to_string());
+/// The certificates in a PEM text as those to trust.
+///
+/// # Errors
+/// When one is not readable.
+pub fn roots(pem: &str) -> Result<Arc<RootCertStore>, Error> {
     let mut roots = RootCertStore::empty();
-    for certificate in pem_certificates(&ca.certificate)? {
-        roots.add(certificate).map_err(|e| tls(&e))?;
+    for certificate in pem_certificates(pem)? {
+        roots.add(certificate).map_err(|e| Error::Tls(e.to_string()))?;
     }
-    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider()))
+    Ok(Arc::new(roots))
+}
+
+fn client_verifier(ca: &Ca) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    WebPkiClientVerifier::builder_with_provider(roots(&ca.certificate)?, Arc::new(default_provider()))
         .build()
-        .map_err(|e| tls(&e))
+        .map_err(|e| Error::Tls(e.to_string()))
 }
 
 /// Lets every client through the handshake, as Kubernetes does: one with a certificate of another CA is to read 401 with
@@ -353,7 +383,11 @@ fn certified(ca: &Ca, names: &[String], addresses: &BTreeSet<IpAddr>) -> Result<
     Ok(Arc::new(CertifiedKey::new(pem_certificates(&identity.certificate)?, key)))
 }
 
-fn pem_certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
+/// The certificates in a PEM text.
+///
+/// # Errors
+/// When one is not readable.
+pub fn pem_certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     use rustls::pki_types::pem::PemObject;
     CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(|e| Error::Tls(e.to_string()))
 }

@@ -89,32 +89,35 @@ impl Bench {
         let config = NetworkConfig {
             bridge: "um-test0".into(),
             pod_cidr: "10.99.7.0/24".parse().unwrap(),
+            cluster_cidr: "10.99.0.0/16".parse().unwrap(),
             state_dir: dir.path().join("net"),
             mtu: 1500,
         };
         let network = Arc::new(Network::open(config).await.unwrap());
         let (link, end) = local::pair();
+        let mut sequence = Sequence::start();
+        if !dir.path().join("node").exists() {
+            // A new node starts nothing before it knows the Services.
+            let body = ToNode::Complete { pods: Vec::new(), services: Vec::new() };
+            link.tx.send(sequence.wrap(body)).await.unwrap();
+        }
         let config = NodeConfig {
             name: "bench".into(),
             data_dir: dir.path().join("node"),
             images_dir: dir.path().join("images"),
             addresses: vec!["192.0.2.1".parse().unwrap()],
+            follow_address: false,
             labels: [("node-role.kubernetes.io/control-plane".to_owned(), String::new())].into(),
             dns: DnsConfig { servers: vec!["10.43.0.10".parse().unwrap()], domain: "cluster.local".into() },
+            service_cidr: "10.43.0.0/16".parse().unwrap(),
+            cluster_cidr: "10.99.0.0/16".parse().unwrap(),
+            proxy_balance: Default::default(),
+            vxlan: Default::default(),
+            view: node::View::default(),
         };
         let running = node::run(config, runtime, images, network.clone(), end);
         let node = tokio::spawn(async move { running.await.unwrap() });
-        Self {
-            dir,
-            cgroup,
-            link,
-            sequence: Sequence::start(),
-            node,
-            network,
-            statuses: Vec::new(),
-            events: Vec::new(),
-            gone: Vec::new(),
-        }
+        Self { dir, cgroup, link, sequence, node, network, statuses: Vec::new(), events: Vec::new(), gone: Vec::new() }
     }
 
     /// The daemon dies, another takes its place.
@@ -153,7 +156,7 @@ impl Bench {
                 ToServer::PodStatus(report) => self.statuses.push((Instant::now(), report.status)),
                 ToServer::PodGone(pod) => self.gone.push(pod.uid),
                 ToServer::Event(event) => self.events.push(format!("{}: {}", event.reason, event.message)),
-                ToServer::Hello | ToServer::Node(_) => {}
+                ToServer::Hello | ToServer::Node(_) | ToServer::Address(_) => {}
             }
         }
     }

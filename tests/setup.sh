@@ -11,7 +11,10 @@ done
 # A dynamically linked busybox does not run in an image that holds nothing else.
 if [[ ! " ${missing[*]-} " == *" busybox-static "* ]] && ldd "$(command -v busybox)" >/dev/null 2>&1; then missing+=(busybox-static); fi
 command -v cargo >/dev/null || missing+=(cargo-web rustc-web)
-if [[ ${1:-} == tests ]] && ! command -v kubectl >/dev/null; then missing+=(kubernetes-client); fi
+if [[ ${1:-} == tests ]]; then
+  command -v kubectl >/dev/null || missing+=(kubernetes-client)
+  [[ -x /usr/sbin/mosquitto ]] || missing+=(mosquitto)
+fi
 ((${#missing[@]})) || exit 0
 if ! command -v apt-get >/dev/null || [[ $(id -u) != 0 ]]; then
   echo "missing: ${missing[*]} (as Debian calls them); install them, or run this as root on Debian" >&2

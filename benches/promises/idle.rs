@@ -58,6 +58,11 @@ fn field(file: &str, name: &str) -> f64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// Seconds of CPU a process has used.
+pub fn cpu(pid: i32) -> f64 {
+    Usage::of(pid).cpu
+}
+
 /// Proportional memory of a process in MB.
 pub fn pss(pid: i32) -> f64 {
     field(&format!("/proc/{pid}/smaps_rollup"), "Pss:") * 1024.0 / 1e6

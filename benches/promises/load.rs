@@ -108,6 +108,25 @@ async fn answered(stream: &mut Connection) {
     }
 }
 
+/// Watches an EndpointSlice from a version on and gives the time of the first event; `watching` is called before.
+pub(crate) async fn first_event(kubeconfig: &str, name: &str, version: &str, watching: impl FnOnce()) -> Instant {
+    let mut stream = connect(&connector(kubeconfig, &[])).await;
+    let request = format!(
+        "GET /apis/discovery.k8s.io/v1/namespaces/default/endpointslices?watch=1&resourceVersion={version}\
+         &fieldSelector=metadata.name%3D{name} HTTP/1.1\r\nHost: s\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut buffer = Vec::new();
+    while !buffer.windows(4).any(|w| w == b"\r\n\r\n") {
+        assert!(stream.read_buf(&mut buffer).await.unwrap() > 0, "the watch was closed");
+    }
+    watching();
+    while !buffer.windows(8).any(|w| w == b"MODIFIED") {
+        assert!(stream.read_buf(&mut buffer).await.unwrap() > 0, "the watch was closed");
+    }
+    Instant::now()
+}
+
 pub(crate) async fn connect(connector: &TlsConnector) -> Connection {
     let address: SocketAddr = ADDRESS.parse().unwrap();
     let stream = TcpStream::connect(address).await.unwrap();

@@ -1,16 +1,18 @@
 //! What Umiak promises, measured: `benches/run.sh` builds the static release binary and prints the table.
 //!
 //! Run as root on a quiet machine. `IDLE_SECONDS` (default 600) is the length of the idle window. Words on the command
-//! line choose parts: `api`, `watches`, `pods`, `idle`, `restart`, `containers`.
+//! line choose parts: `api`, `watches`, `pods`, `idle`, `restart`, `services`, `dns`, `containers`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, unreachable_pub)]
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod containers;
+mod dns;
 mod idle;
 mod load;
 mod pods;
+mod services;
 mod table;
 mod watches;
 
@@ -47,6 +49,12 @@ fn main() {
                 idle::restart(cluster);
             }
         });
+    }
+    if wanted("services") {
+        with_cluster(services::measure);
+    }
+    if wanted("dns") {
+        with_cluster(|cluster| dns::measure(cluster));
     }
     if wanted("containers") {
         containers::measure();

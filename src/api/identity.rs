@@ -2,14 +2,10 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
-use x509_cert::Certificate;
-use x509_cert::der::asn1::ObjectIdentifier;
-use x509_cert::der::{Decode, Encode};
 
 use crate::kinds::status::{Status, qualified};
+use crate::pki::node::Subject;
 
-const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
-const ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
 /// Whoever is in this group may do everything.
 const MASTERS: &str = "system:masters";
 
@@ -24,16 +20,8 @@ pub struct User {
 
 /// The user of a verified client certificate: common name and organizations of its subject.
 pub(super) fn of(certificates: Option<&[CertificateDer<'_>]>) -> Option<User> {
-    let certificate = Certificate::from_der(certificates?.first()?).ok()?;
-    let mut user = User { name: String::new(), groups: Vec::new() };
-    for attribute in certificate.tbs_certificate().subject().iter() {
-        let text = attribute.value.to_der().ok().and_then(|der| text(&der));
-        match (attribute.oid, text) {
-            (COMMON_NAME, Some(text)) => user.name = text,
-            (ORGANIZATION, Some(text)) => user.groups.push(text),
-            _ => {}
-        }
-    }
+    let subject = Subject::of(certificates?.first()?)?;
+    let mut user = User { name: subject.common_name, groups: subject.organizations };
     user.groups.push("system:authenticated".into());
     (!user.name.is_empty()).then_some(user)
 }
@@ -65,16 +53,6 @@ pub(super) fn impersonated(user: &User, headers: &HeaderMap) -> Result<Option<Us
         groups.push("system:authenticated".into());
     }
     Ok(Some(User { name, groups }))
-}
-
-/// The text of a short DER string (UTF8String, PrintableString, IA5String) of less than 256 bytes.
-fn text(der: &[u8]) -> Option<String> {
-    let content = match der {
-        [_, length, rest @ ..] if *length < 0x80 && rest.len() == usize::from(*length) => rest,
-        [_, 0x81, length, rest @ ..] if rest.len() == usize::from(*length) => rest,
-        _ => return None,
-    };
-    std::str::from_utf8(content).ok().map(str::to_owned)
 }
 
 /// What a request wants to do, in the terms of RBAC.

@@ -13,6 +13,7 @@ use ureq::Agent;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
 use super::Failure;
+use crate::server::ADMIN_KUBECONFIG;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -20,6 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Client {
     agent: Agent,
     server: String,
+    ca: String,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +55,16 @@ struct User {
 }
 
 impl Client {
+    /// The administrator of the server whose data directory this is.
+    pub fn of_server(data_dir: &Path) -> Result<Self, Failure> {
+        let path = data_dir.join(ADMIN_KUBECONFIG);
+        if !path.exists() {
+            let directory = data_dir.display();
+            return Err(format!("no server has run in {directory}: say --data-dir, or run this on the server").into());
+        }
+        Self::from_kubeconfig(&path)
+    }
+
     /// Reads a kubeconfig as [`crate::pki::kubeconfig`] writes it.
     pub fn from_kubeconfig(path: &Path) -> Result<Self, Failure> {
         let text = fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
@@ -78,7 +90,18 @@ impl Client {
             .proxy(None)
             .build()
             .into();
-        Ok(Self { agent, server: cluster.server.clone() })
+        let ca = String::from_utf8(STANDARD.decode(&cluster.certificate_authority_data)?)?;
+        Ok(Self { agent, server: cluster.server.clone(), ca })
+    }
+
+    /// The cluster's CA certificate, PEM.
+    pub fn ca(&self) -> &str {
+        &self.ca
+    }
+
+    /// DELETE of one object.
+    pub fn delete(&self, path: &str) -> Result<Value, Failure> {
+        parse(self.agent.delete(format!("{}{path}", self.server)).call()?)
     }
 
     /// GET of one document.

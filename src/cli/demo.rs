@@ -18,8 +18,12 @@ use super::client::Client;
 use crate::server::ADMIN_KUBECONFIG;
 
 const MANIFEST: &str = include_str!("../../configs/examples/deployment.yaml");
+const SERVICE: &str = include_str!("../../configs/examples/service.yaml");
 const PODS: &str = "/api/v1/namespaces/default/pods?labelSelector=app%3Dhello";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+/// Addresses for documentation (RFC 5737): no network of this host's has them.
+const CONFIG: &str = "load-balancer-pools:\n- name: demo\n  addresses: [198.51.100.240-198.51.100.250]\n";
 /// Where the demonstration image listens.
 pub const PORT: u16 = 8080;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,12 +50,16 @@ impl ThrowAway {
         let ready_path = data_dir.join("ready");
         let ready = UnixDatagram::bind(&ready_path)?;
         ready.set_read_timeout(Some(PATIENCE))?;
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let [port, mqtt_port] = free_ports()?;
         let log = std::fs::File::create(data_dir.join("umiak.log"))?;
+        let config = data_dir.join("umiak.yaml");
+        std::fs::write(&config, format!("mqtt-port: {mqtt_port}\n{CONFIG}"))?;
         let daemon = Command::new(std::env::current_exe()?)
             .args(["server", "--bind-address", "127.0.0.1", "--node-name", "demo", "--bridge", "umdemo0"])
             .args(["--cluster-cidr", "10.142.0.0/16", "--service-cidr", "10.143.0.0/16"])
-            .args(["--https-port", &port.to_string(), "--data-dir"])
+            .args(["--mqtt-bind", "127.0.0.1", "--https-port", &port.to_string(), "--config"])
+            .arg(&config)
+            .arg("--data-dir")
             .arg(&data_dir)
             .env("NOTIFY_SOCKET", &ready_path)
             .stdin(Stdio::null())
@@ -119,21 +127,46 @@ fn show(client: &Client) -> Result<(), Failure> {
     step("Asking each pod who it is");
     let pods = client.get(PODS)?;
     for pod in pods["items"].as_array().into_iter().flatten() {
-        let ip = text(&pod["status"]["podIP"]);
-        let answer = ask(&ip, "/hostname")?;
-        said(&format!("curl http://{ip}:{PORT}/hostname   ->   {}", answer.trim()));
+        let address = format!("{}:{PORT}", text(&pod["status"]["podIP"]));
+        let answer = ask(&address, "/hostname")?;
+        said(&format!("curl http://{address}/hostname   ->   {}", answer.trim()));
         if !answer.contains(&text(&pod["metadata"]["name"])) {
             return Err(format!("pod {} answered for another", text(&pod["metadata"]["name"])).into());
         }
     }
+    show_service(client)
+}
+
+fn show_service(client: &Client) -> Result<(), Failure> {
+    step("Applying configs/examples/service.yaml: one address for all three");
+    client.create(SERVICES, SERVICE)?;
+    client.watch_until(SERVICES, PATIENCE, |service| service["status"]["loadBalancer"]["ingress"].is_array())?;
+    let service = client.get(&format!("{SERVICES}/hello"))?;
+    let node = client.get("/api/v1/nodes/demo")?;
+    let node_port = &service["spec"]["ports"][0]["nodePort"];
+    for (what, address) in [
+        ("cluster address", format!("{}:80", text(&service["spec"]["clusterIP"]))),
+        ("node port", format!("{}:{node_port}", text(&node["status"]["addresses"][0]["address"]))),
+        ("load balancer", format!("{}:80", text(&service["status"]["loadBalancer"]["ingress"][0]["ip"]))),
+    ] {
+        let answer = ask(&address, "/hostname")?;
+        said(&format!("{what}: curl http://{address}/hostname   ->   {}", answer.trim()));
+    }
     Ok(())
 }
 
-fn ask(ip: &str, path: &str) -> Result<String, Failure> {
-    let address: SocketAddr = format!("{ip}:{PORT}").parse().map_err(|_| format!("{ip:?} is no pod address"))?;
-    let mut connection = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+/// Two ports of this host that are free now.
+fn free_ports() -> Result<[u16; 2], Failure> {
+    // Both at a time, or they could be the same.
+    let [a, b] = [TcpListener::bind(("127.0.0.1", 0))?, TcpListener::bind(("127.0.0.1", 0))?];
+    Ok([a.local_addr()?.port(), b.local_addr()?.port()])
+}
+
+fn ask(address: &str, path: &str) -> Result<String, Failure> {
+    let to: SocketAddr = address.parse().map_err(|_| format!("{address:?} is no address"))?;
+    let mut connection = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
     connection.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(connection, "GET {path} HTTP/1.0\r\nHost: {ip}\r\n\r\n")?;
+    write!(connection, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer)?;
     let (_, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("{address} did not answer with HTTP"))?;
@@ -144,7 +177,7 @@ fn next_steps(kubeconfig: &Path) {
     step("What to type next, in another terminal");
     said(&format!("export KUBECONFIG={}", kubeconfig.display()));
     for line in [
-        "kubectl get pods -o wide",
+        "kubectl get pods,services -o wide",
         "kubectl scale deployment hello --replicas=5",
         "kubectl exec deploy/hello -- /umiak --version",
         "kubectl logs -f deploy/hello",

@@ -1,13 +1,17 @@
 //! The command line: one file a command, parsing and printing only.
 
+pub mod agent;
 pub mod check;
 pub mod client;
 pub mod demo;
 pub mod demo_web;
 pub mod image;
 pub mod kubeconfig;
+pub mod node;
 pub mod reset;
 pub mod server;
+pub mod status;
+pub mod token;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -29,6 +33,7 @@ const EXAMPLES: &str = "Examples:
   umiak demo --once                       see it work, on a throw-away server
   umiak check                             what this board lacks, and the line that mends it
   umiak server                            run the server and a node on this machine
+  umiak token create                      print the command that makes another board a node
   umiak kubeconfig > ~/.kube/config       log kubectl in
   umiak image import nginx.tar            bring an image to a site without a registry";
 
@@ -36,6 +41,14 @@ const EXAMPLES: &str = "Examples:
 enum Command {
     /// Run the server: API, controllers, scheduler, and a node on this machine
     Server(server::ServerArgs),
+    /// Run a node of a server elsewhere
+    Agent(agent::AgentArgs),
+    /// Make and list the tokens with which boards join
+    Token(token::TokenArgs),
+    /// Revoke a node
+    Node(node::NodeArgs),
+    /// Say how this board is: its link to the server, its pods and what they wait for
+    Status(status::StatusArgs),
     /// Print the administrator's kubeconfig
     Kubeconfig(DataDir),
     /// Import, list and remove images
@@ -78,6 +91,10 @@ pub fn main() -> ExitCode {
     }
     let done = match Cli::parse_from(args).command {
         Command::Server(args) => server::run(args),
+        Command::Agent(args) => agent::run(args),
+        Command::Token(args) => token::run(&args),
+        Command::Node(args) => node::run(&args),
+        Command::Status(args) => status::run(&args),
         Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Image(args) => image::run(&args).map_err(Failure::from),
         Command::Check(args) => check::run(&args),

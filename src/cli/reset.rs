@@ -31,11 +31,11 @@ pub fn run(args: &ResetArgs) -> Result<ExitCode, Failure> {
 /// Removes the containers, mounts, cgroups, interfaces and files of a data directory whose daemon does not run.
 pub fn reset(data_dir: &Path) -> Result<(), Failure> {
     let data_dir = std::path::absolute(data_dir)?;
-    if !data_dir.join(crate::server::LOCK).exists() {
+    if !data_dir.join(crate::daemon::LOCK).exists() {
         return Err(format!("{} is not a data directory of umiak", data_dir.display()).into());
     }
-    let _lock = crate::server::lock(&data_dir)?;
+    let _lock = crate::daemon::lock(&data_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(crate::server::reset(&data_dir))?;
+    runtime.block_on(crate::daemon::board::reset(&data_dir))?;
     crate::files::remove_tree(&data_dir).map_err(|error| format!("remove {}: {error}", data_dir.display()).into())
 }

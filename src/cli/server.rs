@@ -39,6 +39,21 @@ pub struct ServerArgs {
     /// Network of the Services [default: 10.43.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Option<Cidr>,
+    /// Port of the built-in MQTT broker, over which agents reach this server [default: 8883]
+    #[arg(long, value_name = "PORT")]
+    pub mqtt_port: Option<u16>,
+    /// Address the built-in broker listens on [default: 0.0.0.0]
+    #[arg(long, value_name = "A")]
+    pub mqtt_bind: Option<IpAddr>,
+    /// Another MQTT broker in its place, as mqtts://host:port
+    #[arg(long, value_name = "URL")]
+    pub broker_url: Option<String>,
+    /// Where boards find this server, for tokens; may be given several times [default: this host's own address]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub join_address: Vec<String>,
+    /// No node on this machine: API, controllers, scheduler and broker only
+    #[arg(long)]
+    pub no_node: bool,
     /// Another name or address for the API's certificate; may be given several times
     #[arg(long, value_name = "NAME")]
     pub tls_san: Vec<String>,
@@ -66,6 +81,11 @@ impl ServerArgs {
         set(&mut config.service_cidr, self.service_cidr);
         set(&mut config.bridge, self.bridge);
         set(&mut config.log, self.log);
+        set(&mut config.mqtt_port, self.mqtt_port);
+        set(&mut config.mqtt_bind, self.mqtt_bind);
+        set(&mut config.broker_url, self.broker_url.map(Some));
+        config.no_node |= self.no_node;
+        config.join_addresses.extend(self.join_address);
         config.tls_san.extend(self.tls_san);
         config.validate()
     }
@@ -73,9 +93,18 @@ impl ServerArgs {
 
 /// Runs the server until SIGTERM or SIGINT.
 pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
-    crate::memory::limit_heaps();
     let config = args.config()?;
-    let filter: Targets = config.log.parse().map_err(|e| format!("log: {:?}: {e}", config.log))?;
+    let log = config.log.clone();
+    daemon(&log, crate::server::run(config))
+}
+
+/// Runs a daemon's future to its end.
+pub(super) fn daemon<E: std::error::Error + 'static>(
+    log: &str,
+    work: impl Future<Output = Result<(), E>>,
+) -> Result<ExitCode, Failure> {
+    crate::memory::limit_heaps();
+    let filter: Targets = log.parse().map_err(|e| format!("log: {log:?}: {e}"))?;
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
@@ -89,7 +118,7 @@ pub fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         .thread_keep_alive(std::time::Duration::from_secs(2))
         .thread_stack_size(512 * 1024)
         .build()?;
-    let result = runtime.block_on(crate::server::run(config));
+    let result = runtime.block_on(work);
     // What still reads a slow registry or hangs on a dead disk does no harm when it is cut off, as by a power cut.
     runtime.shutdown_timeout(LAST_WORK);
     result?;

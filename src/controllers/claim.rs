@@ -68,7 +68,7 @@ pub fn adopters(registry: &Registry, kind: &Kind, namespace: &str, labels: &Obje
         }
     };
     let matching =
-        candidates.into_iter().filter(|c| LabelSelector::from_object(&c.spec.selector).matches_labels(Some(labels)));
+        candidates.into_iter().filter(|c| LabelSelector::of_spec(&c.spec.selector).matches_labels(Some(labels)));
     let resource = kind.resource();
     let key = |c: Candidate| Key {
         resource: resource.as_str().into(),

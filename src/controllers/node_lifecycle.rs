@@ -144,28 +144,6 @@ fn departure(taints: &[Taint], tolerations: &[Toleration], now: Timestamp) -> Ev
     eviction(&counting, tolerations, now)
 }
 
-/// Marks everything a node said of itself as unknown, because it is heard of no longer.
-pub fn mark_unknown(node: &mut Object, now: Timestamp) {
-    let time = meta::format_time(now);
-    let mut conditions = meta::list_at(node, "/status/conditions").to_vec();
-    for kind in ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"] {
-        let unknown = json!({
-            "type": kind, "status": "Unknown", "reason": "NodeStatusUnknown",
-            "message": "Kubelet stopped posting node status.", "lastTransitionTime": time,
-        });
-        match conditions.iter_mut().find(|c| c["type"] == kind) {
-            Some(known) if known["status"] == "Unknown" => {}
-            Some(known) => {
-                let heartbeat = known["lastHeartbeatTime"].take();
-                *known = unknown;
-                known["lastHeartbeatTime"] = heartbeat;
-            }
-            None => conditions.push(unknown),
-        }
-    }
-    meta::set(node, "/status/conditions", conditions);
-}
-
 impl NodeLifecycle {
     /// The controller over a registry.
     pub fn new(registry: &Registry, events: &EventRecorder) -> Result<Self, Status> {
@@ -190,6 +168,9 @@ impl NodeLifecycle {
             // The change that was made calls again.
             return Ok(None);
         }
+        if node.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == "Unknown") {
+            self.mark_not_ready(&node.metadata.name, now).await?;
+        }
         self.evict(&node, now).await
     }
 
@@ -204,6 +185,32 @@ impl NodeLifecycle {
             Ok(())
         });
         still_there(tainted.await).map(drop)
+    }
+
+    /// Whether the pods of a silent node serve anybody is not known: nothing is to be sent to them.
+    async fn mark_not_ready(&self, node: &str, now: Timestamp) -> Result<(), Status> {
+        let time = meta::format_time(now);
+        for pod in self.registry.indexed(&self.pods, &format!("node:{node}"))? {
+            if meta::condition(&pod, "Ready").is_none_or(|c| c["status"] != "True") {
+                continue;
+            }
+            let change = |stored: &mut Object| {
+                if meta::uid(stored) == meta::uid(&pod)
+                    && let Some(Value::Array(conditions)) = meta::pointer_mut(stored, "/status/conditions")
+                    && let Some(ready) = conditions.iter_mut().find(|c| c["type"] == "Ready")
+                {
+                    ready["status"] = json!("False");
+                    ready["lastTransitionTime"] = json!(time);
+                }
+                Ok(())
+            };
+            let (namespace, name, part) = (meta::namespace(&pod), meta::name(&pod), Some(Subresource::Status));
+            let marked = self.registry.modify(&self.pods, namespace, name, part, &self.options, change).await;
+            still_there(marked)?;
+            let (events, message) = (self.events.of(NAME, ""), "Node is not ready");
+            events.record(&Reference::to(&pod), EventKind::Warning, "NodeNotReady", message);
+        }
+        Ok(())
     }
 
     /// Deletes the pods whose time on a tainted node is over; returns when that of the next one is.
@@ -379,22 +386,5 @@ mod tests {
         ] {
             assert_eq!(departure(&[taint(key)], &tolerations, at(5)), expected, "{what}");
         }
-    }
-
-    #[test]
-    fn a_silent_node_is_unknown() {
-        let mut node = json!({"status": {"conditions": [
-            {"type": "Ready", "status": "True", "lastHeartbeatTime": "x"}, {"type": "Mine", "status": "True"},
-        ]}})
-        .as_object()
-        .unwrap()
-        .clone();
-        mark_unknown(&mut node, at(7));
-        let ready = meta::condition(&node, "Ready").unwrap();
-        assert_eq!((&ready["status"], &ready["lastHeartbeatTime"]), (&json!("Unknown"), &json!("x")));
-        assert_eq!(meta::condition(&node, "Mine").unwrap()["status"], "True");
-        let before = node.clone();
-        mark_unknown(&mut node, at(9));
-        assert_eq!(node, before);
     }
 }

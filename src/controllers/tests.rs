@@ -8,6 +8,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::events::{self, EventWriter};
+use crate::fleet::presence::{Why, mark_unknown};
+use crate::fleet::tokens::{NewToken, PREFIX};
 use crate::kinds::table::KindTable;
 use crate::kinds::{Object, Subresource, meta};
 use crate::registry::{DeleteOptions, Deleted, EventType, ListOptions, Propagation, WriteOptions};
@@ -24,6 +26,16 @@ struct Cluster {
     _dir: tempfile::TempDir,
 }
 
+fn config() -> Config {
+    Config {
+        ca: "PEM".to_owned(),
+        pools: Vec::new(),
+        api: "192.0.2.1:6443".parse().unwrap(),
+        service_cidr: crate::config::DEFAULT_SERVICE_CIDR,
+        reserved: Vec::new(),
+    }
+}
+
 /// Runs a story on a cluster with all controllers, the scheduler and, if `healthy`, a node that runs pods.
 fn with_cluster<F: Future<Output = ()>>(story: impl FnOnce(Cluster) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -31,7 +43,7 @@ fn with_cluster<F: Future<Output = ()>>(story: impl FnOnce(Cluster) -> F) {
         let cluster = Cluster::new().await;
         let registry = cluster.registry.clone();
         let (recorder, writer): (_, EventWriter) = events::recorder();
-        let config = Config { ca: "PEM".to_owned() };
+        let config = config();
         let never = || std::future::pending::<()>();
         tokio::select! {
             result = controllers::run(&registry, &recorder, &config, never()) => panic!("ended: {result:?}"),
@@ -399,7 +411,7 @@ async fn a_restart_finds_what_is_to_be_done() {
     assert!(c.get("namespaces", "shop").is_some());
 
     let (recorder, _writer) = events::recorder();
-    let config = Config { ca: "PEM".to_owned() };
+    let config = config();
     let done = async {
         c.until("pods are made, the left one goes, the namespace too", |c| {
             c.list("pods").len() == 2 && c.get("configmaps", "left").is_none() && c.get("namespaces", "shop").is_none()
@@ -477,14 +489,17 @@ fn nodes_are_tainted_by_their_state() {
         let nodes = kind(&c.registry, "nodes").unwrap();
         let by = WriteOptions::by("test");
         let silent = c.registry.modify(&nodes, "", "pi", Some(Subresource::Status), &by, |node| {
-            node_lifecycle::mark_unknown(node, jiff::Timestamp::now());
+            mark_unknown(node, Why::Silent, jiff::Timestamp::now());
             Ok(())
         });
         silent.await.unwrap();
         let unreachable = ["node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"];
         c.until("unreachable", |c| taints(c) == unreachable).await;
         c.until("evicted", |c| c.get("pods", "leaves").is_none()).await;
-        assert_eq!(c.list("pods").len(), 1, "the other one waits for its node");
+        let left = c.list("pods");
+        assert_eq!(left.len(), 1, "the other one waits for its node");
+        let ready = |c: &Cluster| meta::condition(&c.list("pods")[0], "Ready").unwrap()["status"].clone();
+        c.until("not ready", |c| ready(c) == "False").await;
     });
 }
 
@@ -503,5 +518,71 @@ fn the_more_important_pod_gets_the_room() {
         c.until("high runs", |c| meta::str_at(&c.get("pods", "high").unwrap(), "/status/phase") == "Running").await;
         assert!(c.get("pods", "low").is_none());
         c.until("people are told", |c| c.events().iter().any(|e| e.starts_with("Preempted Preempted by pod"))).await;
+    });
+}
+
+#[test]
+fn a_replication_controller_keeps_its_pods() {
+    with_cluster(|cluster| async move {
+        const CONTROLLERS: &str = "replicationcontrollers";
+        let template = json!({
+            "metadata": {"labels": {"run": "kubia"}}, "spec": {"containers": [{"name": "c", "image": "i"}]},
+        });
+        let spec = json!({"replicas": 2, "template": template});
+        cluster.create(CONTROLLERS, json!({"metadata": {"name": "kubia"}, "spec": spec})).await;
+        let ready = |c: &Cluster| meta::int_at(&c.get(CONTROLLERS, "kubia").unwrap(), "/status/readyReplicas");
+        cluster.until("two ready pods", |c| ready(c) == Some(2)).await;
+        let pods = cluster.list("pods");
+        assert_eq!(pods.len(), 2);
+        let owner = meta::controller(&pods[0]).unwrap();
+        assert_eq!((meta::text(owner, "apiVersion"), meta::text(owner, "kind")), ("v1", "ReplicationController"));
+        let kind = kind(&cluster.registry, CONTROLLERS).unwrap();
+        let scale = json!({"kind": "Scale", "metadata": {"name": "kubia"}, "spec": {"replicas": 1}});
+        let (scale, options) = (scale.as_object().unwrap().clone(), WriteOptions::by("test"));
+        cluster.registry.update(&kind, "default", "kubia", Some(Subresource::Scale), scale, &options).await.unwrap();
+        cluster.until("one pod", |c| c.list("pods").len() == 1).await;
+        cluster.delete(CONTROLLERS, "kubia", None).await;
+        cluster.until("no pods", |c| c.list("pods").is_empty()).await;
+    });
+}
+
+#[test]
+fn the_clusters_own_services_are_there_and_come_back() {
+    with_cluster(|cluster| async move {
+        const SLICES: &str = "endpointslices.discovery.k8s.io";
+        cluster.until("the slice", |c| c.get(SLICES, "kubernetes").is_some()).await;
+        let api = cluster.get("services", "kubernetes").unwrap();
+        assert_eq!(meta::str_at(&api, "/spec/clusterIP"), "10.43.0.1");
+        assert_eq!(meta::int_at(&api, "/spec/ports/0/targetPort"), Some(6443));
+        let slice = cluster.get(SLICES, "kubernetes").unwrap();
+        assert_eq!(slice["endpoints"], json!([{"addresses": ["192.0.2.1"], "conditions": {"ready": true}}]));
+        let endpoints = cluster.get("endpoints", "kubernetes").unwrap();
+        assert_eq!(meta::str_at(&endpoints, "/subsets/0/addresses/0/ip"), "192.0.2.1");
+        let kind = kind(&cluster.registry, "services").unwrap();
+        let dns = |c: &Cluster| c.registry.get(&kind, "kube-system", "kube-dns").ok();
+        cluster.until("the name server", |c| dns(c).is_some()).await;
+        assert_eq!(meta::str_at(&dns(&cluster).unwrap(), "/spec/clusterIP"), "10.43.0.10");
+        cluster.delete("services", "kubernetes", None).await;
+        cluster
+            .until("it again", |c| c.get("services", "kubernetes").is_some_and(|s| meta::uid(&s) != meta::uid(&api)))
+            .await;
+        assert_eq!(cluster.list(SLICES).len(), 1, "nothing is mirrored");
+    });
+}
+
+#[test]
+fn tokens_go_when_their_time_is_over() {
+    with_cluster(|c| async move {
+        let (mut ids, secrets) = (Vec::new(), kind(&c.registry, "secrets").unwrap());
+        for ttl in [1, 3600, 0] {
+            let new = NewToken { ttl: Duration::from_secs(ttl), ..NewToken::default() };
+            let (id, _, object) = new.make(jiff::Timestamp::now()).unwrap();
+            c.create("secrets", object).await;
+            ids.push(format!("{PREFIX}{id}"));
+        }
+        let there = |c: &Cluster, n: usize| c.registry.get_raw(&secrets, "kube-system", &ids[n]).is_ok();
+        assert!(there(&c, 0) && there(&c, 1) && there(&c, 2));
+        c.until("the first is gone", |c| !there(c, 0)).await;
+        assert!(there(&c, 1) && there(&c, 2));
     });
 }

@@ -1,4 +1,4 @@
-//! What a node should have: its pods and the objects they use, everything when it asks, changes from then on.
+//! What a node should have: its pods, the objects they use, the Services; everything when it asks, changes from then on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
-use super::Kinds;
+use super::services::{Cluster, Feed};
+use super::{Fleet, Kinds};
 use crate::kinds::meta;
 use crate::kinds::status::Status;
 use crate::kinds::{Kind, Object};
@@ -30,8 +31,7 @@ enum End {
 
 /// Tells the node all it should have, whenever `asked` changes, and every change after that. Ends with the carrier.
 pub(super) async fn keep(
-    registry: &Registry,
-    kinds: &Kinds,
+    fleet: &Fleet,
     node: &str,
     mut asked: watch::Receiver<u64>,
     to_node: mpsc::Sender<Envelope<ToNode>>,
@@ -39,7 +39,9 @@ pub(super) async fn keep(
     if asked.wait_for(|n| *n > 0).await.is_err() {
         return;
     }
-    let mut teller = Teller { registry, kinds, node, to_node, sequence: Sequence::start(), told: BTreeMap::new() };
+    let Fleet { registry, kinds, cluster, .. } = fleet;
+    let (sequence, told) = (Sequence::start(), BTreeMap::new());
+    let mut teller = Teller { registry, kinds, cluster, node, to_node, sequence, told };
     loop {
         asked.mark_unchanged();
         match teller.tell(&mut asked).await {
@@ -65,6 +67,7 @@ struct Told {
 struct Teller<'a> {
     registry: &'a Registry,
     kinds: &'a Kinds,
+    cluster: &'a Cluster,
     node: &'a str,
     to_node: mpsc::Sender<Envelope<ToNode>>,
     sequence: Sequence,
@@ -90,26 +93,41 @@ impl Teller<'_> {
         let mut pods = self.registry.watch(&self.kinds.pods, None, None)?;
         let mut used =
             self.kinds.used.iter().map(|k| self.registry.watch(k, None, None)).collect::<Result<Vec<Watch>, _>>()?;
-        self.tell_all().await?;
+        let mut feed = Feed::of(self.cluster, self.node);
+        self.tell_pods().await?;
+        let mut complete = false;
         loop {
+            // In this order: what concerns pods waits for no Service.
             tokio::select! {
+                biased;
                 changed = asked.changed() => return Err(if changed.is_ok() { End::Asked } else { End::Gone }),
                 () = self.to_node.closed() => return Err(End::Gone),
                 event = pods.next() => self.pod_changed(&event?).await?,
                 (kind, event) = first(&mut used) => self.object_changed(kind, &event?).await?,
+                () = feed.changed() => {}
+                // Nobody else sends: there will still be room.
+                room = has_room(&self.to_node), if feed.has_more() || (!complete && feed.is_whole()) => {
+                    if !room {
+                        return Err(End::Gone);
+                    }
+                    let message = feed.next().unwrap_or_else(|| {
+                        complete = true;
+                        ToNode::Complete { pods: self.told.keys().cloned().collect(), services: feed.names() }
+                    });
+                    self.send(message).await?;
+                }
             }
         }
     }
 
-    async fn tell_all(&mut self) -> Result<(), End> {
+    async fn tell_pods(&mut self) -> Result<(), End> {
         self.told.clear();
         let options = ListOptions::default().fields(&format!("spec.nodeName={}", self.node));
         for raw in self.registry.list(&self.kinds.pods, &options)?.items {
             let object = raw.object()?;
             self.tell_pod(raw.key, object, true).await?;
         }
-        let pods = self.told.keys().cloned().collect();
-        self.send(ToNode::Complete { pods, services: Vec::new() }).await
+        Ok(())
     }
 
     async fn send(&mut self, message: ToNode) -> Result<(), End> {
@@ -208,6 +226,11 @@ impl Teller<'_> {
         };
         self.send(ToNode::Object(Dependency { reference, object })).await
     }
+}
+
+/// Waits for room for a message; `false` when the carrier is gone.
+async fn has_room(to_node: &mpsc::Sender<Envelope<ToNode>>) -> bool {
+    to_node.reserve().await.is_ok()
 }
 
 /// The next change of any of several watches, with the watch's number.

@@ -1,12 +1,21 @@
 //! The server's side of the link: what each node should have, what it reported.
 //!
 //! [`Fleet::serve`] looks after one node for as long as its carrier lives: [`desired`] sends, [`report`] applies what
-//! comes back, [`lease`] shows that the node is there.
+//! comes back, [`lease`] shows that the node is there and [`presence`] that it is not. [`members`] says who is a node.
 
+pub mod addresses;
 mod desired;
 mod lease;
+pub mod members;
+#[cfg(test)]
+mod members_tests;
 mod node;
+mod peers;
+mod nodes;
+pub mod presence;
 mod report;
+mod services;
+pub mod tokens;
 #[cfg(test)]
 mod tests;
 
@@ -14,13 +23,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::events::EventRecorder;
 use crate::kinds::Kind;
 use crate::kinds::status::Status;
-use crate::link::message::{Arrivals, Order, ToServer};
+use crate::link::message::{Arrivals, Envelope, Order, ToServer};
 use crate::link::stream::{Stream, StreamRequest};
 use crate::link::{Open, ServerEnd};
 use crate::registry::Registry;
@@ -36,7 +45,16 @@ pub struct Fleet {
     registry: Registry,
     kinds: Kinds,
     events: EventRecorder,
-    streams: Mutex<HashMap<String, mpsc::Sender<Open>>>,
+    cluster: services::Cluster,
+    sessions: Mutex<HashMap<String, Session>>,
+}
+
+/// A connected node.
+struct Session {
+    streams: mpsc::Sender<Open>,
+    uid: Option<String>,
+    /// Ends a session of a member; asks the server's own node, which is one by itself, for everything.
+    end: Arc<Notify>,
 }
 
 /// The kinds nodes have to do with.
@@ -44,6 +62,8 @@ struct Kinds {
     pods: Arc<Kind>,
     nodes: Arc<Kind>,
     leases: Arc<Kind>,
+    services: Arc<Kind>,
+    slices: Arc<Kind>,
     /// What pods refer to, as far as it is served.
     used: Vec<Arc<Kind>>,
 }
@@ -58,6 +78,8 @@ impl Kinds {
             pods: kind("", "Pod")?,
             nodes: kind("", "Node")?,
             leases: kind("coordination.k8s.io", "Lease")?,
+            services: kind("", "Service")?,
+            slices: kind("discovery.k8s.io", "EndpointSlice")?,
             used: ["ConfigMap", "Secret"]
                 .into_iter()
                 .filter_map(|name| registry.kinds().by_kind("", "v1", name))
@@ -77,73 +99,108 @@ pub struct Member {
     pub name: String,
     /// The addresses of its pods, for example `10.42.0.0/24`.
     pub pod_cidr: String,
+    /// Of its Node object, which is there already. `None`: the server's own node, which registers by itself.
+    pub uid: Option<String>,
 }
 
 impl Fleet {
     /// A fleet without nodes. Fails if the registry does not serve the kinds it needs.
     pub fn new(registry: Registry, events: EventRecorder) -> Result<Arc<Self>, Status> {
         let kinds = Kinds::of(&registry)?;
-        Ok(Arc::new(Self { registry, kinds, events, streams: Mutex::default() }))
+        Ok(Arc::new(Self {
+            registry,
+            kinds,
+            events,
+            cluster: services::Cluster::default(),
+            sessions: Mutex::default(),
+        }))
     }
 
-    /// Looks after one node until its carrier is gone.
+    /// Keeps up to date what nodes are told of Services; never ends. Without it they are told of no Service.
+    pub async fn follow_services(&self) {
+        self.cluster.follow(&self.registry, &self.kinds).await;
+    }
+
+    /// Looks after one node until its carrier is gone, a newer one takes its place, or its Node object is removed: the
+    /// carrier ends when this returns. [`Fleet::lost`] is to follow.
     pub async fn serve(&self, member: Member, link: ServerEnd) {
-        let ServerEnd { mut rx, tx, streams } = link;
-        self.connected().insert(member.name.clone(), streams.clone());
+        let ServerEnd { rx, tx, streams } = link;
+        let end = Arc::new(Notify::new());
+        let session = Session { streams: streams.clone(), uid: member.uid.clone(), end: end.clone() };
+        if let Some(older) = self.connected().insert(member.name.clone(), session) {
+            older.end.notify_one();
+        }
         let (ask, asked) = watch::channel(0u64);
         let (present, registered) = watch::channel(false);
-        let receive = async {
-            let mut arrivals = Arrivals::default();
-            let mut lost: Option<Instant> = None;
-            loop {
-                let envelope = tokio::select! {
-                    envelope = rx.recv() => envelope,
-                    () = sleep_until(lost.unwrap_or_else(Instant::now)), if lost.is_some() => {
-                        lost = None;
-                        ask.send_modify(|n| *n += 1);
-                        continue;
-                    }
-                };
-                let Some(envelope) = envelope else { return };
-                match arrivals.judge(&envelope) {
-                    Order::Next => {}
-                    // Whatever was missed, the newest of it will be told again.
-                    Order::Gap => ask.send_modify(|n| *n += 1),
-                    Order::Stale => continue,
-                    Order::Foreign => {
-                        tracing::warn!(node = member.name, version = envelope.version, "ignoring a foreign message");
-                        continue;
-                    }
-                }
-                match envelope.body {
-                    ToServer::Hello => ask.send_modify(|n| *n += 1),
-                    message => {
-                        if let Err(status) = self.take(&member, message, &present).await {
-                            tracing::error!(node = member.name, %status, "cannot apply a report");
-                            // What the server refuses now it would refuse again; what it cannot do now it may later.
-                            if status.code >= 500 {
-                                lost.get_or_insert_with(|| Instant::now() + ASK_AGAIN);
-                            }
-                        }
-                    }
-                }
-            }
-        };
         let renew = async {
             let mut registered = registered;
             if registered.wait_for(|is| *is).await.is_ok() {
                 lease::keep(&self.registry, &self.kinds, &member.name).await;
             }
         };
+        let ended = async {
+            loop {
+                end.notified().await;
+                match member.uid {
+                    Some(_) => return,
+                    None => ask.send_modify(|n| *n += 1),
+                }
+            }
+        };
         tokio::select! {
-            () = receive => {}
-            () = desired::keep(&self.registry, &self.kinds, &member.name, asked, tx) => {}
+            () = self.receive(&member, rx, &ask, &present) => {}
+            () = desired::keep(self, &member.name, asked, tx) => {}
             () = renew => {}
+            () = ended => {}
         }
         let mut connected = self.connected();
         // A new carrier of the same node may have taken the place already.
-        if connected.get(&member.name).is_some_and(|s| s.same_channel(&streams)) {
+        if connected.get(&member.name).is_some_and(|session| session.streams.same_channel(&streams)) {
             connected.remove(&member.name);
+        }
+    }
+
+    async fn receive(
+        &self,
+        member: &Member,
+        mut rx: mpsc::Receiver<Envelope<ToServer>>,
+        ask: &watch::Sender<u64>,
+        present: &watch::Sender<bool>,
+    ) {
+        let mut arrivals = Arrivals::default();
+        let mut lost: Option<Instant> = None;
+        loop {
+            let envelope = tokio::select! {
+                envelope = rx.recv() => envelope,
+                () = sleep_until(lost.unwrap_or_else(Instant::now)), if lost.is_some() => {
+                    lost = None;
+                    ask.send_modify(|n| *n += 1);
+                    continue;
+                }
+            };
+            let Some(envelope) = envelope else { return };
+            match arrivals.judge(&envelope) {
+                Order::Next => {}
+                // Whatever was missed, the newest of it will be told again.
+                Order::Gap => ask.send_modify(|n| *n += 1),
+                Order::Stale => continue,
+                Order::Foreign => {
+                    tracing::warn!(node = member.name, version = envelope.version, "ignoring a foreign message");
+                    continue;
+                }
+            }
+            match envelope.body {
+                ToServer::Hello => ask.send_modify(|n| *n += 1),
+                message => {
+                    if let Err(status) = self.take(member, message, present).await {
+                        tracing::error!(node = member.name, %status, "cannot apply a report");
+                        // What the server refuses now it would refuse again; what it cannot do now it may later.
+                        if status.code >= 500 {
+                            lost.get_or_insert_with(|| Instant::now() + ASK_AGAIN);
+                        }
+                    }
+                }
+            }
         }
     }
 
@@ -155,25 +212,48 @@ impl Fleet {
                 present.send_if_modified(|is| !std::mem::replace(is, result.is_ok()) && result.is_ok());
                 result
             }
-            ToServer::PodStatus(report) => report::status(&self.registry, &self.kinds, &member.name, report).await,
+            ToServer::PodStatus(report) => report::status(&self.registry, &self.kinds, member, report).await,
             ToServer::PodGone(pod) => report::gone(&self.registry, &self.kinds, &member.name, pod).await,
-            ToServer::Event(event) => {
-                report::event(&self.events, &member.name, event);
-                Ok(())
-            }
+            ToServer::Event(event) => report::event(&self.registry, &self.kinds, &self.events, &member.name, event),
+            ToServer::Address(news) => report::address(&self.registry, &self.kinds, &self.events, &member.name, news),
         }
     }
 
     /// Opens a stream to a pod; 503 if its node is not connected.
     pub async fn open(&self, node: &str, request: StreamRequest) -> Result<Stream, Status> {
         let absent = || Status::unavailable(format!("node {node:?} is not connected"));
-        let sender = self.connected().get(node).cloned().ok_or_else(absent)?;
+        let sender = self.connected().get(node).map(|session| session.streams.clone()).ok_or_else(absent)?;
         let (ours, theirs) = Stream::pair();
         sender.send(Open { request, stream: theirs }).await.map_err(|_| absent())?;
         Ok(ours)
     }
 
-    fn connected(&self) -> std::sync::MutexGuard<'_, HashMap<String, mpsc::Sender<Open>>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether a node's carrier lives.
+    pub fn is_connected(&self, node: &str) -> bool {
+        self.connected().contains_key(node)
+    }
+
+    /// Ends the session of a node whose object is gone.
+    fn removed(&self, node: &str) {
+        if let Some(session) = self.connected().get(node) {
+            tracing::info!(node, "the node is removed");
+            session.end.notify_one();
+        }
+    }
+
+    /// Names of the connected nodes, sorted.
+    pub fn connected_nodes(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.connected().keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// Names of the connected nodes, and the UIDs of their objects.
+    fn sessions(&self) -> Vec<(String, Option<String>)> {
+        self.connected().iter().map(|(name, session)| (name.clone(), session.uid.clone())).collect()
+    }
+
+    fn connected(&self) -> std::sync::MutexGuard<'_, HashMap<String, Session>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

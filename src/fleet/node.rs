@@ -9,6 +9,16 @@ use crate::kinds::{Object, Subresource, meta};
 use crate::link::message::NodeReport;
 use crate::registry::{Registry, WriteOptions};
 
+/// Labels a node has of itself. Any other is its owner's to give: a board that went over to somebody else must not draw
+/// pods, and their Secrets, to itself.
+const OWN_LABELS: [&str; 5] = [
+    "kubernetes.io/hostname",
+    "kubernetes.io/arch",
+    "kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+    "beta.kubernetes.io/os",
+];
+
 /// Applies a node's report to its object.
 pub(super) async fn register(
     registry: &Registry,
@@ -18,11 +28,12 @@ pub(super) async fn register(
 ) -> Result<(), Status> {
     let options = WriteOptions::by(MANAGER);
     let update = |node: &mut Object| {
+        same(node, member)?;
         own(node, member, &report.labels);
         Ok(())
     };
     match registry.modify(&kinds.nodes, "", &member.name, None, &options, update).await {
-        Err(status) if status.code == 404 => {
+        Err(status) if status.code == 404 && member.uid.is_none() => {
             let mut node = Object::new();
             meta::set(&mut node, "/apiVersion", "v1");
             meta::set(&mut node, "/kind", "Node");
@@ -34,6 +45,7 @@ pub(super) async fn register(
     }
     let now = meta::format_time(Timestamp::now());
     let change = |node: &mut Object| {
+        same(node, member)?;
         let old = node.get("status").cloned().unwrap_or(Value::Null);
         node.insert("status".to_owned(), merged(&old, &report.status, &now));
         Ok(())
@@ -41,10 +53,26 @@ pub(super) async fn register(
     registry.modify(&kinds.nodes, "", &member.name, Some(Subresource::Status), &options, change).await.map(drop)
 }
 
+/// Refuses the word of a node whose object has been removed and made anew.
+fn same(node: &Object, member: &Member) -> Result<(), Status> {
+    match &member.uid {
+        Some(uid) if uid != meta::uid(node) => {
+            Err(Status::conflict("", "nodes", &member.name, "it is another node's by now"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Labels and addresses the node has by itself; what others set stays.
 fn own(node: &mut Object, member: &Member, labels: &Object) {
     for (key, value) in labels {
-        meta::set_label(node, key, value.as_str().unwrap_or_default());
+        let value = value.as_str().unwrap_or_default();
+        let allowed = OWN_LABELS.contains(&key.as_str()) && (key != OWN_LABELS[0] || value == member.name);
+        if member.uid.is_none() || allowed {
+            meta::set_label(node, key, value);
+        } else {
+            tracing::warn!(node = member.name, label = key, value, "the node may not label itself with this");
+        }
     }
     if meta::str_at(node, "/spec/podCIDR").is_empty() {
         meta::set(node, "/spec/podCIDR", member.pod_cidr.as_str());
@@ -78,6 +106,22 @@ fn merged(old: &Value, report: &Value, now: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_member_gives_itself_no_labels_of_weight() {
+        let labels = json!({
+            "kubernetes.io/arch": "arm64", "kubernetes.io/hostname": "other", "site": "vault",
+            "node-role.kubernetes.io/control-plane": "true", "node-restriction.kubernetes.io/a": "b",
+        });
+        let labels = labels.as_object().cloned().unwrap_or_default();
+        let mut member = Member { name: "pi".into(), pod_cidr: String::new(), uid: Some("1".into()) };
+        let mut node = Object::new();
+        own(&mut node, &member, &labels);
+        assert_eq!(node["metadata"]["labels"], json!({"kubernetes.io/arch": "arm64"}));
+        member.uid = None;
+        own(&mut node, &member, &labels);
+        assert_eq!(meta::labels(&node).map(Object::len), Some(5));
+    }
 
     #[test]
     fn conditions_keep_their_times_and_their_neighbours() {

@@ -10,8 +10,10 @@ use super::*;
 use crate::events;
 use crate::kinds::table::KindTable;
 use crate::kinds::{Object, meta};
-use crate::link::message::{DesiredPod, EventReport, NodeReport, PodName, PodReport, Sequence, ToNode};
+use crate::link;
+use crate::link::message::{DesiredPod, EventReport, NodeReport, Peer, PodName, PodReport, Sequence, ToNode};
 use crate::link::{NodeEnd, local};
+use crate::network::services::ServiceName;
 use crate::registry::{DeleteOptions, ListOptions, WriteOptions};
 use crate::store::{Options, Store};
 
@@ -39,11 +41,12 @@ impl Bench {
         let (recorder, writer) = events::recorder();
         let fleet = Fleet::new(registry.clone(), recorder).unwrap();
         let (server, link) = local::pair();
-        let (serving, writing) = (fleet.clone(), registry.clone());
-        let member = Member { name: "pi".into(), pod_cidr: "10.42.0.0/24".into() };
+        let (serving, writing, following) = (fleet.clone(), registry.clone(), fleet.clone());
+        let member = Member { name: "pi".into(), pod_cidr: "10.42.0.0/24".into(), uid: None };
         let tasks = vec![
             tokio::spawn(async move { serving.serve(member, server).await }),
             tokio::spawn(async move { writer.run(&writing).await }),
+            tokio::spawn(async move { following.follow_services().await }),
         ];
         let mut bench = Self { _dir: dir, registry, fleet, link, sequence: Sequence::start(), tasks };
         let mut labels = Object::new();
@@ -67,6 +70,18 @@ impl Bench {
         tokio::time::timeout(Duration::from_secs(20), self.link.rx.recv()).await.unwrap().unwrap().body
     }
 
+    /// What is told of nodes while none has an address or a zone.
+    async fn hear_of_nodes(&mut self) {
+        assert_eq!(self.hear().await, ToNode::Zone(None));
+        assert_eq!(self.hear().await, ToNode::Peers(Vec::new()));
+    }
+
+    /// What is told after [`ToServer::Hello`] while there are no pods and no Services.
+    async fn hear_nothing(&mut self) {
+        self.hear_of_nodes().await;
+        assert_eq!(self.hear().await, ToNode::Complete { pods: Vec::new(), services: Vec::new() });
+    }
+
     async fn hear_pod(&mut self) -> DesiredPod {
         match self.hear().await {
             ToNode::Pod(pod) => pod,
@@ -83,6 +98,15 @@ impl Bench {
         let object = object.as_object().unwrap().clone();
         let options = WriteOptions::by("test");
         self.registry.create(&self.kind(kind), "default", object, &options).await.unwrap()
+    }
+
+    fn slices(&self) -> Arc<Kind> {
+        self.registry.kinds().by_kind("discovery.k8s.io", "v1", "EndpointSlice").unwrap()
+    }
+
+    async fn create_slice(&self, slice: Value) {
+        let slice = slice.as_object().unwrap().clone();
+        self.registry.create(&self.slices(), "default", slice, &WriteOptions::by("test")).await.unwrap();
     }
 
     async fn pod(&self, name: &str, spec: Value) -> PodName {
@@ -124,7 +148,7 @@ async fn a_node_registers() {
 #[tokio::test]
 async fn a_node_hears_of_its_pods_and_what_they_use_and_of_no_other() {
     let mut bench = Bench::start().await;
-    assert_eq!(bench.hear().await, ToNode::Complete { pods: Vec::new(), services: Vec::new() });
+    bench.hear_nothing().await;
     bench.create("ConfigMap", config_map("mine", "1")).await;
     bench.create("ConfigMap", config_map("other", "1")).await;
     let name = bench.pod("p", json!({"volumes": [{"name": "v", "configMap": {"name": "mine"}}]})).await;
@@ -147,13 +171,14 @@ async fn a_node_hears_of_its_pods_and_what_they_use_and_of_no_other() {
     // Asking again brings everything again.
     bench.say(ToServer::Hello).await;
     bench.hear_pod().await;
+    bench.hear_of_nodes().await;
     assert_eq!(bench.hear().await, ToNode::Complete { pods: vec![name.uid], services: Vec::new() });
 }
 
 #[tokio::test]
 async fn a_pod_is_reported_and_deleted() {
     let mut bench = Bench::start().await;
-    bench.hear().await;
+    bench.hear_nothing().await;
     let name = bench.pod("p", json!({})).await;
     bench.hear_pod().await;
     let report = |phase: &str| {
@@ -196,7 +221,7 @@ async fn a_pod_is_reported_and_deleted() {
 #[tokio::test]
 async fn streams_go_to_connected_nodes() {
     let mut bench = Bench::start().await;
-    bench.hear().await;
+    bench.hear_nothing().await;
     let request = StreamRequest::PortForward { pod: "u".into(), port: 80 };
     let mut ours = bench.fleet.open("pi", request.clone()).await.unwrap();
     let open = bench.link.streams.recv().await.unwrap();
@@ -204,4 +229,113 @@ async fn streams_go_to_connected_nodes() {
     drop(open.stream);
     assert!(ours.rx.recv().await.is_none());
     assert_eq!(bench.fleet.open("nobody", request).await.unwrap_err().code, 503);
+}
+
+fn slice(name: &str, address: &str) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [{"addresses": [address]}], "ports": [{"port": 80}],
+    })
+}
+
+#[tokio::test]
+async fn a_node_hears_of_services_and_their_endpoints() {
+    let mut bench = Bench::start().await;
+    bench.hear_nothing().await;
+    let hear = async |bench: &mut Bench| match bench.hear().await {
+        ToNode::Service(service) => {
+            let all = service.slices.iter().flat_map(|s| &s.endpoints).map(|e| e.address.to_string());
+            (service.name.clone(), all.collect::<Vec<_>>())
+        }
+        other => panic!("{other:?}"),
+    };
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {
+        "clusterIP": "None", "ports": [{"port": 80}],
+    }});
+    bench.create("Service", service).await;
+    assert_eq!(hear(&mut bench).await, ("web".into(), vec![]));
+    bench.create_slice(slice("a", "192.0.2.1")).await;
+    assert_eq!(hear(&mut bench).await, ("web".into(), vec!["192.0.2.1".into()]));
+    bench.create_slice(slice("b", "192.0.2.2")).await;
+    assert_eq!(hear(&mut bench).await, ("web".into(), vec!["192.0.2.1".into(), "192.0.2.2".into()]));
+
+    // Asking again brings everything again.
+    bench.say(ToServer::Hello).await;
+    bench.hear_of_nodes().await;
+    hear(&mut bench).await;
+    let name = ServiceName { namespace: "default".into(), name: "web".into() };
+    assert_eq!(bench.hear().await, ToNode::Complete { pods: Vec::new(), services: vec![name.clone()] });
+
+    let slices = bench.slices();
+    bench.registry.delete(&slices, "default", "a", &DeleteOptions::default()).await.unwrap();
+    assert_eq!(hear(&mut bench).await, ("web".into(), vec!["192.0.2.2".into()]));
+    bench.registry.delete(&bench.kind("Service"), "default", "web", &DeleteOptions::default()).await.unwrap();
+    assert_eq!(bench.hear().await, ToNode::ServiceGone(name));
+    bench.silence().await;
+
+    let label = |node: &mut Object| {
+        meta::set_label(node, crate::kinds::node::ZONE, "east");
+        Ok(())
+    };
+    bench.until("Node", "", "pi", |_| true).await;
+    let nodes = bench.kind("Node");
+    bench.registry.modify(&nodes, "", "pi", None, &WriteOptions::by("test"), label).await.unwrap();
+    assert_eq!(bench.hear().await, ToNode::Zone(Some("east".into())));
+
+    let addresses = json!([{"type": "InternalIP", "address": "192.0.2.7"}]);
+    let conditions = json!([{"type": "Ready", "status": "True"}]);
+    let status = json!({"addresses": addresses, "conditions": conditions});
+    bench.say(ToServer::Node(NodeReport { labels: Object::new(), status })).await;
+    let peer = Peer {
+        name: "pi".into(),
+        address: "192.0.2.7".parse().unwrap(),
+        pod_cidr: "10.42.0.0/24".parse().unwrap(),
+        announces: true,
+    };
+    assert_eq!(bench.hear().await, ToNode::Peer(peer));
+}
+
+/// A node that does not read is told the newest of everything once it does, and its pods do not wait for Services.
+#[tokio::test]
+async fn a_slow_node_hears_the_newest_of_each() {
+    let mut bench = Bench::start().await;
+    bench.hear_nothing().await;
+    for n in 0..100 {
+        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("s{n}")}, "spec": {
+            "clusterIP": "None", "ports": [{"port": 80}],
+        }});
+        bench.create("Service", service).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let kind = bench.kind("Service");
+    for round in 1..=20 {
+        for n in [70, 80, 99] {
+            let change = |service: &mut Object| {
+                meta::set(service, "/spec/ports", json!([{"port": round}]));
+                Ok(())
+            };
+            let name = format!("s{n}");
+            bench.registry.modify(&kind, "default", &name, None, &WriteOptions::by("test"), change).await.unwrap();
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let name = bench.pod("p", json!({})).await;
+    let mut told: HashMap<String, Vec<u16>> = HashMap::new();
+    let mut pod_at = None;
+    for n in 0..101 {
+        match bench.hear().await {
+            ToNode::Service(s) => told.entry(s.name.clone()).or_default().push(s.ports[0].port),
+            ToNode::Pod(pod) => {
+                assert_eq!(meta::uid(&pod.pod), name.uid);
+                pod_at = Some(n);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    bench.silence().await;
+    assert_eq!(told.len(), 100);
+    assert!(told.values().all(|ports| ports.len() == 1), "each once: {told:?}");
+    assert!(["s70", "s80", "s99"].iter().all(|s| told[*s] == [20]), "{told:?}");
+    assert!(pod_at.unwrap() <= link::QUEUE + 1, "{pod_at:?}");
 }

@@ -193,6 +193,40 @@ pub fn ip_address(value: &str) -> Vec<String> {
     vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()]
 }
 
+/// An address that packets can be sent to from anywhere in the cluster.
+pub fn endpoint_ip(value: &str) -> Vec<String> {
+    let Ok(address) = value.parse::<std::net::IpAddr>() else { return ip_address(value) };
+    let [a, b, c, _] = match address {
+        std::net::IpAddr::V4(v4) => v4.octets(),
+        std::net::IpAddr::V6(_) => [0xff; 4],
+    };
+    let wrong = if address.is_unspecified() {
+        format!("may not be unspecified ({value})")
+    } else if address.is_loopback() {
+        "may not be in the loopback range (127.0.0.0/8, ::1/128)".to_owned()
+    } else if (a, b) == (169, 254) {
+        "may not be in the link-local range (169.254.0.0/16, fe80::/10)".to_owned()
+    } else if (a, b, c) == (224, 0, 0) {
+        "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)".to_owned()
+    } else {
+        return Vec::new();
+    };
+    vec![wrong]
+}
+
+/// A range of addresses, `10.0.0.0/8`.
+pub fn cidr(value: &str) -> Vec<String> {
+    let valid = value.split_once('/').is_some_and(|(address, prefix)| {
+        let longest = match address.parse() {
+            Ok(std::net::IpAddr::V4(_)) => 32,
+            Ok(std::net::IpAddr::V6(_)) => 128,
+            Err(_) => return false,
+        };
+        prefix.bytes().all(|b| b.is_ascii_digit()) && prefix.parse::<u8>().is_ok_and(|p| p <= longest)
+    });
+    if valid { Vec::new() } else { vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned()] }
+}
+
 /// What follows a `generateName` is added by the server: a trailing `-` is allowed there.
 pub fn prefix(rule: fn(&str) -> Vec<String>, value: &str) -> Vec<String> {
     match value.strip_suffix('-') {

@@ -10,6 +10,9 @@ use super::quantity::canonicalize_list;
 use super::status::FieldError;
 use super::{Column, Hooks, Object, format, meta};
 
+/// The label that says which zone a node is in.
+pub const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// The hooks of nodes.
 pub struct Node;
 

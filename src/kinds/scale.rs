@@ -1,4 +1,4 @@
-//! `autoscaling/v1 Scale`: the number of replicas of a Deployment or ReplicaSet, apart from the rest of it.
+//! `autoscaling/v1 Scale`: the number of replicas of a Deployment, ReplicaSet or ReplicationController, apart from the rest of it.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ pub fn from_object(object: &Object) -> Object {
             metadata.insert(key.into(), value.clone());
         }
     }
-    let selector = meta::object_at(object, "/spec/selector").map(LabelSelector::from_object).unwrap_or_default();
+    let selector = meta::object_at(object, "/spec/selector").map(LabelSelector::of_spec).unwrap_or_default();
     let mut scale = Object::new();
     scale.insert("kind".into(), "Scale".into());
     scale.insert("apiVersion".into(), "autoscaling/v1".into());
@@ -48,6 +48,13 @@ pub fn apply(scale: &Object, object: &mut Object) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_plain_map_selects_too() {
+        let object = json!({"spec": {"selector": {"b": "2", "a": "1"}}});
+        let scale = from_object(object.as_object().unwrap());
+        assert_eq!(meta::str_at(&scale, "/status/selector"), "a=1,b=2");
+    }
 
     #[test]
     fn there_and_back() {

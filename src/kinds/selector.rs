@@ -80,6 +80,12 @@ impl LabelSelector {
         Self { requirements: map.iter().map(|(key, value)| equals(key, value)).collect() }
     }
 
+    /// The `spec.selector` of any kind: its object form, or the plain map of a ReplicationController or Service, which
+    /// holds nothing but texts.
+    pub fn of_spec(selector: &Object) -> Self {
+        if selector.values().any(Value::is_string) { Self::from_map(selector) } else { Self::from_object(selector) }
+    }
+
     /// Whether it matches everything.
     pub fn is_empty(&self) -> bool {
         self.requirements.is_empty()

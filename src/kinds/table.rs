@@ -5,13 +5,17 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::config_map::ConfigMap;
 use super::deployment::Deployment;
+use super::endpoint_slice::EndpointSlice;
+use super::endpoints::Endpoints;
 use super::event::Event;
 use super::lease::Lease;
 use super::namespace::Namespace;
 use super::node::Node;
 use super::pod::Pod;
 use super::replica_set::ReplicaSet;
+use super::replication_controller::ReplicationController;
 use super::secret::Secret;
+use super::service::Service;
 use super::service_account::ServiceAccount;
 use super::status::qualified;
 use super::{Hooks, Kind, Subresource};
@@ -131,6 +135,7 @@ fn rows() -> Vec<Kind> {
     let apps = |kind, plural, hooks: &'static dyn Hooks| Kind::new(("apps", "v1"), kind, plural, hooks).in_all();
     vec![
         core("ConfigMap", "configmaps", &ConfigMap).short("cm"),
+        core("Endpoints", "endpoints", &Endpoints).short("ep"),
         core("Event", "events", &Event).short("ev").volatile(),
         core("Namespace", "namespaces", &Namespace).short("ns").cluster().sub(&[Other("finalize"), Status]),
         core("Node", "nodes", &Node).short("no").cluster().sub(&[Status]),
@@ -143,11 +148,17 @@ fn rows() -> Vec<Kind> {
             Other("portforward"),
             Status,
         ]),
+        core("ReplicationController", "replicationcontrollers", &ReplicationController)
+            .short("rc")
+            .in_all()
+            .sub(&[Scale, Status]),
         core("Secret", "secrets", &Secret),
         core("ServiceAccount", "serviceaccounts", &ServiceAccount).short("sa"),
+        core("Service", "services", &Service).short("svc").in_all().sub(&[Status]),
         apps("Deployment", "deployments", &Deployment).short("deploy").sub(&[Scale, Status]),
         apps("ReplicaSet", "replicasets", &ReplicaSet).short("rs").sub(&[Scale, Status]),
         Kind::new(("coordination.k8s.io", "v1"), "Lease", "leases", &Lease).volatile(),
+        Kind::new(("discovery.k8s.io", "v1"), "EndpointSlice", "endpointslices", &EndpointSlice),
     ]
 }
 

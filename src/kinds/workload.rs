@@ -23,17 +23,42 @@ pub fn validate(errors: &mut Errors, spec: &Object, kind: &str) {
         Some(object) => {
             label_selector(errors, "spec.selector", object);
             let selector = LabelSelector::from_object(object);
-            let labels = meta::labels(template);
             if selector.is_empty() {
                 let detail = format!("empty selector is invalid for {}", kind.to_ascii_lowercase());
                 errors.push(FieldError::invalid("spec.selector", object.clone(), detail));
-            } else if !selector.matches_labels(labels) {
-                let labels = labels.cloned().unwrap_or_default();
-                let detail = "`selector` does not match template `labels`";
-                errors.push(FieldError::invalid("spec.template.metadata.labels", labels, detail));
+            } else {
+                matches_template(errors, &selector, template);
             }
         }
     }
+    rest(errors, template, kind);
+}
+
+/// [`validate`] for a selector that is a plain map of labels.
+pub fn validate_mapped(errors: &mut Errors, spec: &Object, kind: &str) {
+    let empty = Object::new();
+    let template = meta::sub(spec, "template").unwrap_or(&empty);
+    let selector = meta::sub(spec, "selector").unwrap_or(&empty);
+    if selector.is_empty() {
+        errors.push(FieldError::required("spec.selector", ""));
+    } else {
+        label_map(errors, Some(selector), "spec.selector");
+        matches_template(errors, &LabelSelector::from_map(selector), template);
+    }
+    rest(errors, template, kind);
+}
+
+fn matches_template(errors: &mut Errors, selector: &LabelSelector, template: &Object) {
+    let labels = meta::labels(template);
+    if !selector.matches_labels(labels) {
+        let labels = labels.cloned().unwrap_or_default();
+        let detail = "`selector` does not match template `labels`";
+        errors.push(FieldError::invalid("spec.template.metadata.labels", labels, detail));
+    }
+}
+
+/// The rules of a template whose pods are restarted for ever.
+fn rest(errors: &mut Errors, template: &Object, kind: &str) {
     pod::spec::template(errors, "spec.template", template);
     let policy = meta::str_at(template, "/spec/restartPolicy");
     if !matches!(policy, "" | "Always") {
@@ -80,7 +105,7 @@ pub fn wide_cells(object: &Object) -> [Value; 3] {
         let texts: Vec<&str> = containers.iter().filter_map(|c| c.get(key)?.as_str()).collect();
         json!(texts.join(","))
     };
-    let selector = meta::object_at(object, "/spec/selector").map(LabelSelector::from_object).unwrap_or_default();
+    let selector = meta::object_at(object, "/spec/selector").map(LabelSelector::of_spec).unwrap_or_default();
     let selector = if selector.is_empty() { "<none>".to_owned() } else { selector.to_string() };
     [column("name"), column("image"), json!(selector)]
 }

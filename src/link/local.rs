@@ -2,10 +2,7 @@
 
 use tokio::sync::mpsc;
 
-use super::{NodeEnd, QUEUE, ServerEnd};
-
-/// Streams waiting to be taken by the node.
-const OPENING: usize = 16;
+use super::{NodeEnd, OPENING, QUEUE, ServerEnd};
 
 /// Two connected ends.
 pub fn pair() -> (ServerEnd, NodeEnd) {

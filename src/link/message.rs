@@ -5,14 +5,14 @@
 //! [`Envelope::seq`], or a new [`Envelope::epoch`]) asks for everything again: the node by [`ToServer::Hello`], the
 //! server by sending everything.
 
-use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::cidr::Cidr;
 use crate::kinds::Object;
+pub use crate::network::services::Peer;
 use crate::network::services::{Service, ServiceName};
 
 /// Version of these messages. A receiver ignores messages of a version it does not know.
@@ -106,11 +106,18 @@ pub enum ToNode {
         uid: String,
     },
     /// A Service appeared or changed.
-    Service(Box<Service>),
+    Service(Arc<Service>),
     /// A Service is gone.
     ServiceGone(ServiceName),
-    /// The other nodes of the pod network, all of them.
+    /// The nodes of the pod network, all of them, in the order of their names. The receiver is among them: so it knows
+    /// whether it may own load-balancer addresses.
     Peers(Vec<Peer>),
+    /// One of these nodes appeared or changed.
+    Peer(Peer),
+    /// One of these nodes, by its name, is gone.
+    PeerGone(String),
+    /// The zone the node is in (its label `topology.kubernetes.io/zone`), which the operator may have set or changed.
+    Zone(Option<String>),
     /// The answer to [`ToServer::Hello`] is complete: the node forgets every other pod and Service.
     Complete {
         /// UIDs of all pods of the node.
@@ -118,20 +125,6 @@ pub enum ToNode {
         /// All Services.
         services: Vec<ServiceName>,
     },
-}
-
-/// Another node of the pod network.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Peer {
-    /// Its name.
-    pub name: String,
-    /// Its `InternalIP`.
-    pub address: Ipv4Addr,
-    /// The addresses of its pods.
-    pub pod_cidr: Cidr,
-    /// It may own load-balancer addresses: Ready, not cordoned, not excluded by label.
-    pub announces: bool,
 }
 
 /// A pod with what it uses.
@@ -179,6 +172,8 @@ pub enum ToServer {
     PodGone(PodName),
     /// Something worth telling the user.
     Event(EventReport),
+    /// Something about a load-balancer address that is worth telling the user.
+    Address(AddressReport),
 }
 
 /// Which pod.
@@ -226,6 +221,32 @@ pub struct EventReport {
     pub reason: String,
     /// Text for people.
     pub message: String,
+}
+
+/// What a node saw of the load-balancer address of a Service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressReport {
+    /// Which Service.
+    pub service: ServiceName,
+    /// Its UID.
+    pub uid: String,
+    /// What happened.
+    pub news: AddressNews,
+    /// Text for people.
+    pub message: String,
+}
+
+/// What may happen to a load-balancer address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AddressNews {
+    /// The node announces it.
+    Announced,
+    /// The node has left it to another.
+    Released,
+    /// Another host uses it.
+    Conflict,
 }
 
 /// The ConfigMaps, Secrets and claims a pod's specification refers to, sorted, each once.

@@ -1,9 +1,13 @@
 //! The messages between fleet and node, and their carriers.
 //!
-//! A carrier gives each side one end: [`NodeEnd`] and [`ServerEnd`]. Today's is the in-process channel of [`local`].
+//! A carrier gives each side one end: [`NodeEnd`] and [`ServerEnd`]. There are two: the in-process channel of [`local`],
+//! and [`mqtt`], for which the server brings a [`broker`] of its own.
 
+pub mod broker;
 pub mod local;
+pub mod membership;
 pub mod message;
+pub mod mqtt;
 pub mod stream;
 
 use tokio::sync::mpsc;
@@ -13,6 +17,8 @@ use stream::{Stream, StreamRequest};
 
 /// Messages one direction may have under way.
 pub const QUEUE: usize = 64;
+/// Streams waiting to be taken by the node.
+const OPENING: usize = 16;
 
 /// A stream the server opens to a pod.
 #[derive(Debug)]

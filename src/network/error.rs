@@ -27,6 +27,12 @@ pub enum Error {
     /// Pods of this node cannot reach the world outside the node.
     #[error("pod traffic cannot leave this node: masquerading is not available: {0}")]
     MasqueradeUnavailable(String),
+    /// Endpoints cannot be shown their clients' addresses.
+    #[error("endpoints cannot see their clients' addresses: {0}")]
+    SourceUnavailable(String),
+    /// Pods of nodes behind routers cannot be reached.
+    #[error("nodes of other network segments cannot be reached: VXLAN is not available (CONFIG_VXLAN): {0}")]
+    Overlay(String),
     /// A file of the network's state, or a kernel setting, cannot be read or written.
     #[error("{operation} {}: {cause}", path.display())]
     File {

@@ -52,6 +52,11 @@ impl Links {
         Links { handle, driver: tokio::spawn(connection) }
     }
 
+    /// For requests that have no call of their own here.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     /// None where there is no such interface.
     pub(super) async fn get(&self, name: &str) -> Result<Option<Link>> {
         match self.handle.link().get().match_name(name).execute().try_next().await {
@@ -222,14 +227,14 @@ fn name(message: &LinkMessage) -> Option<String> {
 }
 
 /// The kernel's error number, positive.
-fn code(error: &rtnetlink::Error) -> Option<i32> {
+pub(super) fn code(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => Some(message.raw_code().abs()),
         _ => None,
     }
 }
 
-fn failed(operation: &'static str, subject: impl Display, error: rtnetlink::Error) -> Error {
+pub(super) fn failed(operation: &'static str, subject: impl Display, error: rtnetlink::Error) -> Error {
     let cause = match code(&error) {
         Some(code) => std::io::Error::from_raw_os_error(code).to_string(),
         None => error.to_string(),

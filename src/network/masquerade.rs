@@ -3,222 +3,34 @@
 //! ```text
 //! table ip BRIDGE {
 //!   chain postrouting { type nat hook postrouting priority srcnat;
-//!     ip saddr POD_CIDR oifname != "BRIDGE" masquerade } }
+//!     ip saddr POD_CIDR ip daddr != CLUSTER_CIDR oifname != "BRIDGE" masquerade } }
 //! ```
-//!
-//! Written straight to the kernel in one transaction (`nfnetlink`, see linux/netfilter/nf_tables.h for the numbers): the
-//! `nft` program is absent from small systems. Replacing the table is part of the same transaction, so there is no
-//! moment without it.
-
-use std::io;
-
-use rtnetlink::sys::{Socket, SocketAddr};
 
 use super::Cidr;
 use super::error::{Error, Result};
-
-const NETLINK_NETFILTER: isize = 12;
-const SUBSYSTEM: u16 = 10;
-const FAMILY_IPV4: u8 = 2;
-const HEADER: usize = 16;
-const NESTED: u16 = 1 << 15;
-
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const CREATE: u16 = 0x400;
-const APPEND: u16 = 0x800;
-
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
-const NEW_TABLE: u16 = 0;
-const DELETE_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const NEW_RULE: u16 = 6;
+use super::nft::{self, Chain, Interface};
 
 const POST_ROUTING: u32 = 4;
-const PRIORITY_SRCNAT: u32 = 100;
-const REGISTER_1: u32 = 1;
-const EQUAL: u32 = 0;
-const NOT_EQUAL: u32 = 1;
-const META_OUTPUT_NAME: u32 = 7;
-const NETWORK_HEADER: u32 = 1;
-const SOURCE_ADDRESS: u32 = 12;
-const INTERFACE_NAME: usize = 16;
+const PRIORITY_SRCNAT: i32 = 100;
 
-/// Lets what comes from `pods` and leaves through anything but `bridge` be masqueraded.
+/// Lets what comes from `pods` and leaves through anything but `bridge` be masqueraded, unless it goes to a pod of
+/// another node, that is, to `cluster`.
 ///
 /// # Errors
 /// [`Error::MasqueradeUnavailable`] where the kernel has no nf_tables or no NAT.
-pub(super) fn install(bridge: &str, pods: Cidr) -> Result<()> {
-    let mut batch = Batch::new();
-    batch.table(NEW_TABLE, CREATE, bridge);
-    batch.table(DELETE_TABLE, 0, bridge);
-    batch.table(NEW_TABLE, CREATE, bridge);
-    batch.message(NEW_CHAIN, CREATE, |m| {
-        m.text(1, bridge);
-        m.text(3, "postrouting");
-        m.nested(4, |hook| {
-            hook.number(1, POST_ROUTING);
-            hook.number(2, PRIORITY_SRCNAT);
-        });
-        m.text(7, "nat");
+pub(super) fn install(bridge: &str, pods: Cidr, cluster: Cidr) -> Result<()> {
+    let chain =
+        Chain { table: bridge, name: "postrouting", kind: "nat", hook: POST_ROUTING, priority: PRIORITY_SRCNAT };
+    let installed = nft::install(&chain, |rule| {
+        rule.source_in(pods);
+        rule.destination_outside(cluster);
+        rule.through(&Interface::NotOut(bridge));
+        rule.masquerade();
     });
-    batch.message(NEW_RULE, CREATE | APPEND, |m| {
-        m.text(1, bridge);
-        m.text(2, "postrouting");
-        m.nested(4, |rule| expressions(rule, bridge, pods));
-    });
-    batch.commit().map_err(|e| Error::MasqueradeUnavailable(e.to_string()))
+    installed.map_err(|e| Error::MasqueradeUnavailable(e.to_string()))
 }
 
 /// Removes the table. No error if there is none.
 pub(super) fn remove(bridge: &str) -> Result<()> {
-    let mut batch = Batch::new();
-    batch.table(DELETE_TABLE, 0, bridge);
-    match batch.commit() {
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        other => other.map_err(|e| Error::MasqueradeUnavailable(e.to_string())),
-    }
-}
-
-fn expressions(rule: &mut Attributes, bridge: &str, pods: Cidr) {
-    rule.expression("payload", |e| {
-        e.number(1, REGISTER_1);
-        e.number(2, NETWORK_HEADER);
-        e.number(3, SOURCE_ADDRESS);
-        e.number(4, 4);
-    });
-    rule.expression("bitwise", |e| {
-        e.number(1, REGISTER_1);
-        e.number(2, REGISTER_1);
-        e.number(3, 4);
-        e.nested(4, |mask| mask.bytes(1, &(!(pods.size() - 1)).to_be_bytes()));
-        e.nested(5, |xor| xor.bytes(1, &[0; 4]));
-    });
-    rule.expression("cmp", |e| compare(e, EQUAL, &pods.network().octets()));
-    rule.expression("meta", |e| {
-        e.number(1, REGISTER_1);
-        e.number(2, META_OUTPUT_NAME);
-    });
-    let mut name = [0; INTERFACE_NAME];
-    name[..bridge.len()].copy_from_slice(bridge.as_bytes());
-    rule.expression("cmp", |e| compare(e, NOT_EQUAL, &name));
-    rule.expression("masq", |_| {});
-}
-
-fn compare(e: &mut Attributes, operation: u32, value: &[u8]) {
-    e.number(1, REGISTER_1);
-    e.number(2, operation);
-    e.nested(3, |data| data.bytes(1, value));
-}
-
-/// Netlink attributes; numbers are big-endian throughout nf_tables.
-#[derive(Default)]
-struct Attributes(Vec<u8>);
-
-impl Attributes {
-    fn bytes(&mut self, kind: u16, value: &[u8]) {
-        self.0.extend((4 + value.len() as u16).to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
-
-    fn number(&mut self, kind: u16, value: u32) {
-        self.bytes(kind, &value.to_be_bytes());
-    }
-
-    fn text(&mut self, kind: u16, value: &str) {
-        self.bytes(kind, &[value.as_bytes(), &[0]].concat());
-    }
-
-    fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes)) {
-        let mut inner = Attributes::default();
-        fill(&mut inner);
-        self.bytes(kind | NESTED, &inner.0);
-    }
-
-    /// One step of a rule: a list element of a name and its data.
-    fn expression(&mut self, name: &str, fill: impl FnOnce(&mut Attributes)) {
-        self.nested(1, |element| {
-            element.text(1, name);
-            element.nested(2, fill);
-        });
-    }
-}
-
-/// A transaction: all of it or nothing.
-struct Batch {
-    bytes: Vec<u8>,
-    messages: u32,
-}
-
-impl Batch {
-    fn new() -> Batch {
-        let mut batch = Batch { bytes: Vec::new(), messages: 0 };
-        batch.raw(BATCH_BEGIN, 0, 0, SUBSYSTEM, &[]);
-        batch
-    }
-
-    fn table(&mut self, kind: u16, flags: u16, name: &str) {
-        self.message(kind, flags, |m| m.text(1, name));
-    }
-
-    fn message(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Attributes)) {
-        let mut attributes = Attributes::default();
-        fill(&mut attributes);
-        self.raw(SUBSYSTEM << 8 | kind, flags | ACK, FAMILY_IPV4, 0, &attributes.0);
-    }
-
-    fn raw(&mut self, kind: u16, flags: u16, family: u8, resource: u16, payload: &[u8]) {
-        self.bytes.extend(((HEADER + 4 + payload.len()) as u32).to_ne_bytes());
-        self.bytes.extend(kind.to_ne_bytes());
-        self.bytes.extend((flags | REQUEST).to_ne_bytes());
-        self.bytes.extend(self.messages.to_ne_bytes());
-        self.bytes.extend([0; 4]);
-        self.bytes.extend([family, 0]);
-        self.bytes.extend(resource.to_be_bytes());
-        self.bytes.extend(payload);
-        self.messages += 1;
-    }
-
-    /// Sends the transaction; the kernel has worked it off and queued every answer before the call returns.
-    fn commit(mut self) -> io::Result<()> {
-        let asked = self.messages - 1;
-        self.raw(BATCH_END, 0, 0, SUBSYSTEM, &[]);
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.set_non_blocking(true)?;
-        socket.send_to(&self.bytes, &SocketAddr::new(0, 0), 0)?;
-        let mut answered = 0;
-        while answered < asked {
-            let (datagram, _) = socket.recv_from_full()?;
-            for code in answers(&datagram) {
-                if code != 0 {
-                    return Err(io::Error::from_raw_os_error(-code));
-                }
-                answered += 1;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Error codes of a datagram's NLMSG_ERROR messages; 0 acknowledges.
-fn answers(mut datagram: &[u8]) -> Vec<i32> {
-    const NLMSG_ERROR: u16 = 2;
-    let mut codes = Vec::new();
-    while let (Some(length), Some(kind), Some(code)) = (field(datagram, 0), field(datagram, 4), field(datagram, HEADER))
-    {
-        if u16::from_ne_bytes(kind) == NLMSG_ERROR {
-            codes.push(i32::from_ne_bytes(code));
-        }
-        let next = (u32::from_ne_bytes(length) as usize).next_multiple_of(4).clamp(HEADER, datagram.len());
-        datagram = &datagram[next..];
-    }
-    codes
-}
-
-fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..at + N)?.try_into().ok()
+    nft::remove(bridge).map_err(|e| Error::MasqueradeUnavailable(e.to_string()))
 }

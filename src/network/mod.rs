@@ -16,14 +16,27 @@ use links::Links;
 
 pub use crate::cidr::Cidr;
 pub use error::{Error, Result};
+pub use host::host_address;
 
+pub mod addresses;
+pub mod arp;
+pub mod dns;
 mod error;
+mod host;
+mod intake;
+mod interfaces;
+pub mod lan;
 mod leases;
 mod links;
 mod masquerade;
 mod netns;
+mod nft;
+pub mod overlay;
+mod ownership;
 pub mod proxy;
+pub mod routes;
 pub mod services;
+mod source;
 
 /// What [`Network::open`] needs to know.
 #[derive(Clone, Debug)]
@@ -32,6 +45,8 @@ pub struct NetworkConfig {
     pub bridge: String,
     /// Addresses of this node's pods; the first host address is the gateway (the bridge itself).
     pub pod_cidr: Cidr,
+    /// Addresses of the pods of all nodes: they see each other's own addresses.
+    pub cluster_cidr: Cidr,
     /// Where leases are kept; made where it is missing.
     pub state_dir: PathBuf,
     /// Of the bridge and of every pod's `eth0`, bytes.
@@ -59,6 +74,7 @@ pub struct Network {
     bridge: u32,
     leases: Mutex<Leases>,
     masquerade: Result<()>,
+    route_problem: Mutex<Option<String>>,
 }
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -81,8 +97,9 @@ impl Network {
         let bridge = links.ensure_bridge(&config.bridge, mac(gateway), config.mtu).await?;
         links.set_address(bridge, gateway, config.pod_cidr).await?;
         enable_forwarding()?;
-        let masquerade = masquerade::install(&config.bridge, config.pod_cidr);
-        Ok(Network { config, links, bridge, leases: Mutex::new(leases), masquerade })
+        let masquerade = masquerade::install(&config.bridge, config.pod_cidr, config.cluster_cidr);
+        let (leases, route_problem) = (Mutex::new(leases), Mutex::default());
+        Ok(Network { config, links, bridge, leases, masquerade, route_problem })
     }
 
     /// Whether pods reach the world outside; else [`Error::MasqueradeUnavailable`], to be shown as a node condition.
@@ -90,9 +107,27 @@ impl Network {
         self.masquerade.clone()
     }
 
+    /// What keeps pods from reaching others, to be shown as a node condition.
+    pub fn problem(&self) -> Option<String> {
+        let masquerade = self.masquerade.as_ref().err().map(Error::to_string);
+        let routes = self.route_problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let all: Vec<String> = masquerade.into_iter().chain(routes).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// What [`routes::run`] said last.
+    pub fn set_route_problem(&self, problem: Option<String>) {
+        *self.route_problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
     /// The bridge's own address: the pods' default route, and where a pod reaches its node.
     pub fn gateway(&self) -> Ipv4Addr {
         self.config.pod_cidr.host(1)
+    }
+
+    /// The bridge's name.
+    pub fn bridge(&self) -> &str {
+        &self.config.bridge
     }
 
     /// The addresses pods get.
@@ -160,7 +195,10 @@ impl Network {
         self.links.delete(&self.config.bridge).await?;
         if self.masquerade.is_ok() {
             masquerade::remove(&self.config.bridge)?;
+            source::remove(&self.config.bridge)?;
         }
+        intake::remove_all(&self.links).await?;
+        routes::remove_all(&self.links).await?;
         self.leases.into_inner().unwrap_or_else(PoisonError::into_inner).destroy()
     }
 
@@ -203,5 +241,7 @@ fn failed(operation: &'static str, subject: &str, cause: io::Error) -> Error {
     Error::Netlink { operation, subject: subject.to_owned(), cause: cause.to_string() }
 }
 
+#[cfg(test)]
+mod test_lan;
 #[cfg(test)]
 mod tests;

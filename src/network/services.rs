@@ -2,12 +2,14 @@
 //!
 //! The types are also what the server sends (see `link::message`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
+
+use super::Cidr;
 
 /// Changes a slow reader may be behind before it has to read everything again.
 const BEHIND: usize = 1024;
@@ -55,6 +57,9 @@ pub struct Service {
     /// `spec.publishNotReadyAddresses`.
     #[serde(skip_serializing_if = "is_false")]
     pub publish_not_ready: bool,
+    /// `trafficDistribution: PreferSameNode`: an endpoint of the client's own node goes before all others.
+    #[serde(skip_serializing_if = "is_false")]
+    pub prefer_same_node: bool,
     /// Endpoints, grouped by the ports they serve, as in EndpointSlices.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<Slice>,
@@ -152,6 +157,20 @@ impl Service {
     }
 }
 
+/// A node of the pod network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Its `InternalIP`.
+    pub address: Ipv4Addr,
+    /// The addresses of its pods.
+    pub pod_cidr: Cidr,
+    /// It may own load-balancer addresses: Ready, not cordoned, not excluded by label.
+    pub announces: bool,
+}
+
 /// A Service that appeared or changed, or one that is gone.
 #[derive(Clone, Debug)]
 pub enum ServiceChange {
@@ -176,8 +195,8 @@ impl Default for Services {
 
 impl Services {
     /// Takes in a Service as it is now. One that is the same already changes nothing.
-    pub fn put(&self, service: Service) {
-        let service = Arc::new(service);
+    pub fn put(&self, service: impl Into<Arc<Service>>) {
+        let service = service.into();
         let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
         if all.get(&service.id()).is_some_and(|known| **known == *service) {
             return;
@@ -193,6 +212,17 @@ impl Services {
         if let Some(service) = all.remove(name) {
             // Nobody may be listening.
             let _ = self.changes.send(ServiceChange::Gone(service));
+        }
+    }
+
+    /// Forgets every Service that is not among these.
+    pub fn retain(&self, names: &[ServiceName]) {
+        let kept: BTreeSet<&ServiceName> = names.iter().collect();
+        for service in self.all() {
+            let name = service.id();
+            if !kept.contains(&name) {
+                self.remove(&name);
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use super::*;
 const CIDR: &str = "10.77.0.0/24";
 
 /// Runs a test as its own node: a thread in a fresh network namespace with a runtime of its own.
-fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send + 'static) {
+pub(super) fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -30,7 +30,7 @@ fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send + 's
 }
 
 /// A pod's namespace: alive while the file is open.
-fn pod() -> File {
+pub(super) fn pod() -> File {
     std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         File::open("/proc/thread-self/ns/net").unwrap()
@@ -40,7 +40,7 @@ fn pod() -> File {
 }
 
 /// Runs something inside a pod's namespace.
-fn inside<T: Send + 'static>(pod: &File, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) fn inside<T: Send + 'static>(pod: &File, work: impl FnOnce() -> T + Send + 'static) -> T {
     let pod = pod.try_clone().unwrap();
     std::thread::spawn(move || {
         setns(&pod, CloneFlags::CLONE_NEWNET).unwrap();
@@ -50,10 +50,11 @@ fn inside<T: Send + 'static>(pod: &File, work: impl FnOnce() -> T + Send + 'stat
     .unwrap()
 }
 
-fn config(state_dir: &Path) -> NetworkConfig {
+pub(super) fn config(state_dir: &Path) -> NetworkConfig {
     NetworkConfig {
         bridge: "umiak0".to_owned(),
         pod_cidr: CIDR.parse().unwrap(),
+        cluster_cidr: "10.76.0.0/15".parse().unwrap(),
         state_dir: state_dir.to_owned(),
         mtu: 1450,
     }
@@ -127,6 +128,7 @@ fn traffic_that_leaves_the_node_is_masqueraded() {
         let outside = NetworkConfig {
             bridge: "world0".to_owned(),
             pod_cidr: "192.0.2.0/24".parse().unwrap(),
+            cluster_cidr: "192.0.2.0/24".parse().unwrap(),
             state_dir: room.join("world"),
             mtu: 1500,
         };

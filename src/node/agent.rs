@@ -146,8 +146,11 @@ impl<E: Engine> Agent<E> {
             ToNode::Pod(message) => self.take_pod(message).await,
             ToNode::Object(dependency) => self.take_object(dependency).await,
             ToNode::Remove { uid } => self.remove(&uid),
-            ToNode::Complete { pods, .. } => self.complete(&pods),
-            ToNode::Service(_) | ToNode::ServiceGone(_) | ToNode::Peers(_) => {}
+            ToNode::Complete { ref pods, .. } => {
+                self.complete(pods);
+                self.shared.services.take(envelope.body);
+            }
+            of_services => self.shared.services.take(of_services),
         }
     }
 

@@ -21,6 +21,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) pod: &'a Desired,
     /// What the pod can learn of its node.
     pub(super) facts: &'a Facts,
+    /// Variables that tell of Services.
+    pub(super) services: &'a BTreeMap<String, String>,
     /// The pod's volumes.
     pub(super) volumes: &'a BTreeMap<String, Prepared>,
     /// Directory of the managed files (`hosts`, `hostname`, `resolv.conf`).
@@ -118,7 +120,7 @@ pub(super) fn config(
     let own = container.security_context.as_ref().unwrap_or(&none.1);
     let user = user(of_pod, own, image);
     refuse_root(pod, container, of_pod, own, &user)?;
-    let environment = env::build(pod, around.facts, container)?;
+    let environment = env::build(pod, around.facts, around.services, container)?;
     let mut env_lines = image.config.env.clone();
     env_lines.extend(environment.lines());
     Ok(ContainerConfig {
@@ -341,6 +343,7 @@ mod tests {
         let around = Surroundings {
             pod: &pod,
             facts: &Facts::default(),
+            services: &BTreeMap::new(),
             volumes: &volumes,
             files: path,
             termination: path,

@@ -18,6 +18,8 @@ use crate::kinds::Object;
 pub(super) struct Environment {
     names: Vec<String>,
     values: BTreeMap<String, String>,
+    /// What the node says of Services: counts where the container says nothing.
+    services: BTreeMap<String, String>,
 }
 
 impl Environment {
@@ -29,12 +31,14 @@ impl Environment {
 
     /// The value of a variable.
     pub(super) fn get(&self, name: &str) -> Option<String> {
-        self.values.get(name).cloned()
+        self.values.get(name).or_else(|| self.services.get(name)).cloned()
     }
 
     /// `NAME=value` lines.
     pub(super) fn lines(&self) -> Vec<String> {
-        self.names.iter().filter_map(|n| Some(format!("{n}={}", self.values.get(n)?))).collect()
+        let own = self.names.iter().filter_map(|n| self.values.get_key_value(n));
+        let of_services = self.services.iter().filter(|(name, _)| !self.values.contains_key(*name));
+        own.chain(of_services).map(|(name, value)| format!("{name}={value}")).collect()
     }
 
     /// Replaces `$(NAME)` by the variables.
@@ -63,9 +67,15 @@ pub(super) fn keys(object: &Object) -> Vec<&String> {
     keys
 }
 
-/// The environment Kubernetes defines for a container; the image's own comes before it.
-pub(super) fn build(pod: &Desired, facts: &Facts, container: &Container) -> Result<Environment> {
-    let mut environment = Environment::default();
+/// The environment Kubernetes defines for a container; the image's own comes before it. `services`: what it says of
+/// Services.
+pub(super) fn build(
+    pod: &Desired,
+    facts: &Facts,
+    services: &BTreeMap<String, String>,
+    container: &Container,
+) -> Result<Environment> {
+    let mut environment = Environment { services: services.clone(), ..Environment::default() };
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
         if let Some(reference) = &source.config_map_ref {
@@ -200,7 +210,7 @@ mod tests {
             ],
             "env": [
                 {"name": "A", "value": "one"},
-                {"name": "B", "value": "$(A)-$(P_k)-$(LATER)"},
+                {"name": "B", "value": "$(A)-$(P_k)-$(LATER)-$(S)"},
                 {"name": "LATER", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "b"}}},
                 {"name": "GONE", "valueFrom": {"secretKeyRef": {"name": "s", "key": "zz", "optional": true}}},
                 {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
@@ -208,8 +218,10 @@ mod tests {
             ],
         }]});
         let pod = desired(spec, &objects());
-        let environment = build(&pod, &Facts::default(), &pod.containers[0].spec).unwrap();
-        let expected = ["P_k=secret", "A=again", "B=one-secret-$(LATER)", "LATER=two", "N=pod"];
+        let services = [("A", "service"), ("S", "10.43.0.1")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let environment = build(&pod, &Facts::default(), &services, &pod.containers[0].spec).unwrap();
+        let expected =
+            ["P_k=secret", "A=again", "B=one-secret-$(LATER)-10.43.0.1", "LATER=two", "N=pod", "S=10.43.0.1"];
         assert_eq!(environment.lines(), expected);
     }
 
@@ -237,7 +249,7 @@ mod tests {
             let mut container = container;
             container["name"] = json!("x");
             let pod = desired(json!({"containers": [container]}), &objects());
-            let error = build(&pod, &Facts::default(), &pod.containers[0].spec).unwrap_err();
+            let error = build(&pod, &Facts::default(), &BTreeMap::new(), &pod.containers[0].spec).unwrap_err();
             assert_eq!(error.to_string(), text);
         }
     }

@@ -16,14 +16,16 @@ mod expand;
 mod fd;
 mod files;
 mod info;
-mod inotify;
 mod logs;
 mod outbox;
 mod pod;
 mod probes;
 mod resources;
+mod service_env;
+mod services;
 mod status;
 mod streams;
+mod view;
 mod volumes;
 mod worker;
 
@@ -39,19 +41,24 @@ use tokio::time::MissedTickBehavior;
 
 pub use error::{Error, Result};
 pub use files::DnsConfig;
+pub use view::{PodView, View};
 
+use crate::cidr::Cidr;
+use crate::config::ProxyBalance;
 use crate::image::ImageStore;
+use crate::inotify::{self, Watcher};
 use crate::link::NodeEnd;
 use crate::link::message::ToNode;
 use crate::link::stream::StreamRequest;
-use crate::network::Network;
+use crate::network::overlay::Vxlan;
+use crate::network::{Network, host_address};
 use crate::runtime::Runtime;
 use agent::Agent;
 use disk::Pods;
 use engine::{Real, blocking};
 use info::{Identity, Machine};
-use inotify::Watcher;
 use outbox::Outbox;
+use services::{ServiceView, Site};
 use worker::{Left, Sandboxes, Shared};
 
 /// Streams into pods at a time; more wait.
@@ -71,10 +78,22 @@ pub struct NodeConfig {
     pub images_dir: PathBuf,
     /// Its addresses, the most important first.
     pub addresses: Vec<IpAddr>,
+    /// The first one is looked up again for each report: DHCP gives others in the course of time.
+    pub follow_address: bool,
     /// Labels beside those every node has, for example `node-role.kubernetes.io/control-plane`.
     pub labels: BTreeMap<String, String>,
     /// Name resolution in pods.
     pub dns: DnsConfig,
+    /// Cluster addresses of Services.
+    pub service_cidr: Cidr,
+    /// The tunnel to nodes of other network segments.
+    pub vxlan: Vxlan,
+    /// Shows what runs.
+    pub view: View,
+    /// Addresses of all pods of the cluster.
+    pub cluster_cidr: Cidr,
+    /// How the Service proxy chooses among endpoints.
+    pub proxy_balance: ProxyBalance,
 }
 
 /// Runs the node half until the link's carrier is gone for good. Dropping the future stops it; pods go on without it.
@@ -89,11 +108,29 @@ pub async fn run(
     mut link: NodeEnd,
 ) -> Result<()> {
     let pods = Pods::open(&config.data_dir)?;
-    let outbox = Outbox::default();
+    let outbox = Outbox::new(config.view.clone());
     let image_changes = watch::Sender::new(0u64);
     let machine = Machine::measure(&config.data_dir);
     let engine = Real { runtime: runtime.clone(), images: images.clone(), network: network.clone() };
     let sandboxes = Sandboxes::default();
+    let view = ServiceView::load(&config.data_dir).await;
+    let (problem, mut route_problem) = watch::channel(None);
+    let site = Site {
+        view: view.clone(),
+        node: config.name.clone(),
+        addresses: config.addresses.clone(),
+        service_cidr: config.service_cidr,
+        cluster_cidr: config.cluster_cidr,
+        proxy_balance: config.proxy_balance,
+        pod_cidr: network.pod_cidr(),
+        bridge: network.bridge().to_owned(),
+        domain: config.dns.domain.clone(),
+        vxlan: config.vxlan,
+        problem,
+        outbox: outbox.clone(),
+    };
+    let mut parts = JoinSet::new();
+    parts.spawn(services::run(site));
     let shared = Arc::new(Shared {
         engine,
         outbox: outbox.clone(),
@@ -102,6 +139,7 @@ pub async fn run(
         seccomp: config.data_dir.join("seccomp"),
         facts: machine.facts(&config.addresses),
         sandboxes: sandboxes.clone(),
+        services: view,
     });
     let mut agent = Agent::new(shared, pods);
     take_over(&mut agent, &runtime, &network).await?;
@@ -136,6 +174,10 @@ pub async fn run(
                 if now != pressure {
                     pressure = report(&config, &outbox, &images, &network).await;
                 }
+            }
+            Ok(()) = route_problem.changed() => {
+                network.set_route_problem(route_problem.borrow_and_update().clone());
+                pressure = report(&config, &outbox, &images, &network).await;
             }
             () = agent.reap() => {}
             Some(open) = link.streams.recv(), if streams.len() < MAX_STREAMS => {
@@ -206,11 +248,15 @@ async fn report(config: &NodeConfig, outbox: &Outbox, images: &Arc<ImageStore>, 
         tracing::error!(%error, "cannot list the images");
         Vec::new()
     });
+    let mut addresses = config.addresses.clone();
+    if let (true, Some(first)) = (config.follow_address, addresses.first_mut()) {
+        *first = host_address(network.bridge()).unwrap_or(*first);
+    }
     let identity = Identity {
         name: &config.name,
-        addresses: &config.addresses,
+        addresses: &addresses,
         labels: &config.labels,
-        network_problem: network.masquerade().err().map(|e| e.to_string()),
+        network_problem: network.problem(),
     };
     let machine = Machine::measure(&config.data_dir);
     outbox.node(info::report(&identity, &machine, listed));

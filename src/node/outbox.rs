@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, mpsc};
 
-use crate::link::message::{Envelope, EventReport, NodeReport, PodName, PodReport, Sequence, ToServer};
+use super::view::View;
+use crate::link::message::{AddressReport, Envelope, EventReport, NodeReport, PodName, PodReport, Sequence, ToServer};
 
 /// Events kept while there is no server.
 const MAX_EVENTS: usize = 256;
@@ -18,6 +19,7 @@ const MAX_EVENTS: usize = 256;
 pub(super) struct Outbox {
     waiting: Arc<Mutex<Waiting>>,
     wake: Arc<Notify>,
+    view: View,
 }
 
 #[derive(Default)]
@@ -26,10 +28,15 @@ struct Waiting {
     node: Option<NodeReport>,
     statuses: BTreeMap<String, PodReport>,
     gone: BTreeMap<String, PodName>,
-    events: VecDeque<EventReport>,
+    events: VecDeque<ToServer>,
 }
 
 impl Outbox {
+    /// An empty outbox; what is said of pods is shown in a view, too.
+    pub(super) fn new(view: View) -> Self {
+        Self { view, ..Self::default() }
+    }
+
     /// Asks the server for everything the node should have.
     pub(super) fn hello(&self) {
         self.add(|w| w.hello = true);
@@ -42,6 +49,7 @@ impl Outbox {
 
     /// Reports a pod's status.
     pub(super) fn status(&self, report: PodReport) {
+        self.view.note(&report);
         self.add(|w| {
             w.statuses.insert(report.pod.uid.clone(), report);
         });
@@ -49,13 +57,23 @@ impl Outbox {
 
     /// Reports that nothing of a pod is left.
     pub(super) fn gone(&self, pod: PodName) {
+        self.view.forget(&pod.uid);
         self.add(|w| {
             w.gone.insert(pod.uid.clone(), pod);
         });
     }
 
-    /// Reports an event.
+    /// Reports an event of a pod.
     pub(super) fn event(&self, event: EventReport) {
+        self.news(ToServer::Event(event));
+    }
+
+    /// Reports an event of a load-balancer address.
+    pub(super) fn address(&self, report: AddressReport) {
+        self.news(ToServer::Address(report));
+    }
+
+    fn news(&self, event: ToServer) {
         self.add(|w| {
             if w.events.len() >= MAX_EVENTS {
                 w.events.pop_front();
@@ -84,7 +102,7 @@ impl Outbox {
         if let Some((_, pod)) = w.gone.pop_first() {
             return Some(ToServer::PodGone(pod));
         }
-        w.events.pop_front().map(ToServer::Event)
+        w.events.pop_front()
     }
 
     /// Sends what comes in until the carrier is gone.

@@ -5,17 +5,18 @@ use serde_json::json;
 use crate::kinds::status::Status;
 use crate::kinds::{Kind, Object};
 
-use super::{Registry, WriteOptions};
+use super::{Registry, WriteOptions, repair};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
-/// Makes the namespaces and their default service accounts where they are missing.
+/// Repairs the Services; makes the namespaces and their default service accounts where they are missing.
 pub(super) async fn run(registry: &Registry) -> Result<(), Status> {
     let kind = |plural: &str| {
         let kind = registry.kinds().by_plural("", "v1", plural);
         kind.ok_or_else(|| Status::internal(format!("no kind {plural}")))
     };
     let (namespaces, accounts) = (kind("namespaces")?, kind("serviceaccounts")?);
+    repair::services(registry).await?;
     for namespace in NAMESPACES {
         make(registry, &namespaces, "", namespace).await?;
         make(registry, &accounts, namespace, "default").await?;

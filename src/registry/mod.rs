@@ -18,7 +18,9 @@ mod list;
 mod model;
 mod options;
 mod read;
+mod repair;
 mod select;
+mod services;
 mod sub;
 mod watch;
 #[cfg(test)]
@@ -31,6 +33,8 @@ use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as latest;
 
+use crate::cidr::Cidr;
+use crate::config::DEFAULT_SERVICE_CIDR;
 use crate::kinds::status::Status;
 use crate::kinds::table::KindTable;
 use crate::kinds::{Kind, Object, Subresource};
@@ -57,6 +61,7 @@ pub struct Registry {
 struct Inner {
     store: Store,
     kinds: KindTable,
+    services: services::Allocator,
     /// The newest revision this registry wrote, for whoever must know that something changed somewhere.
     latest: latest::Sender<u64>,
 }
@@ -84,10 +89,16 @@ pub enum Deleted {
 }
 
 impl Registry {
-    /// A registry over a store. Call [`Registry::bootstrap`] before serving.
+    /// A registry over a store, with the usual network of Services. Call [`Registry::bootstrap`] before serving.
     pub fn new(store: Store, kinds: KindTable) -> Self {
+        Self::with_services(store, kinds, DEFAULT_SERVICE_CIDR)
+    }
+
+    /// [`Registry::new`] with another network of Services.
+    pub fn with_services(store: Store, kinds: KindTable, service_cidr: Cidr) -> Self {
         let latest = latest::Sender::new(store.revision());
-        Self { inner: Arc::new(Inner { store, kinds, latest }) }
+        let services = services::Allocator::new(service_cidr);
+        Self { inner: Arc::new(Inner { store, kinds, services, latest }) }
     }
 
     /// The kinds served.
@@ -101,7 +112,7 @@ impl Registry {
     }
 
     /// Makes what every cluster has (the namespaces `default`, `kube-system`, `kube-public`, `kube-node-lease` and their
-    /// `default` service accounts) where it is missing.
+    /// `default` service accounts) where it is missing, and repairs Services whose addresses are not theirs.
     pub async fn bootstrap(&self) -> Result<(), Status> {
         bootstrap::run(self).await
     }

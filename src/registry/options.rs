@@ -30,6 +30,8 @@ pub struct WriteOptions {
     pub duplicates: Vec<String>,
     /// Server-side apply takes over fields of other managers.
     pub force: bool,
+    /// What is written can be worked out again: it is in memory at once and on disk within seconds.
+    pub lazy: bool,
     /// Name of the user, for admission.
     pub user: String,
     /// Collects warnings for the client.

@@ -9,6 +9,7 @@ use crate::store::{Durability, Error, Expect, Write};
 use super::body::encode;
 use super::delete::{self, Plan};
 use super::model::{self, Operation};
+use super::services::{self, Claim};
 use super::{DeleteOptions, Deleted, Patch, PatchType, Registry, WriteOptions, admission, error, identity, read, sub};
 
 /// Largest object in bytes, as etcd's limit of a request.
@@ -51,17 +52,18 @@ impl<'a> Call<'a> {
         admission::service_account_exists(self.registry, self.kind, &object)?;
         self.kind.hooks.prepare_create(&mut object);
         identity::stamp(&mut object, self.now);
+        let claim = self.allocate(&mut object, None)?;
         self.valid(&object, self.kind.hooks.validate(&object))?;
         if operation == Operation::Update {
             model::track(self.kind, &mut object, None, self.options, None, self.now);
         }
         for _ in 1..NAMES {
-            match self.store(&mut object, Expect::Absent, self.durability(None)).await {
+            match self.store(&mut object, Expect::Absent, self.durability(None), claim.clone()).await {
                 Err(status) if generated && status.reason == "AlreadyExists" => identity::generate_name(&mut object),
                 done => return done.map(|()| object),
             }
         }
-        self.store(&mut object, Expect::Absent, self.durability(None)).await.map(|()| object)
+        self.store(&mut object, Expect::Absent, self.durability(None), claim).await.map(|()| object)
     }
 
     pub(super) async fn update(&self, name: &str, sub: Option<Subresource>, new: Object) -> Result<Object, Status> {
@@ -138,7 +140,8 @@ impl<'a> Call<'a> {
                 Plan::Remove => self.remove(&old).await.map(|()| Deleted::Gone(old)),
                 Plan::Keep(mut object) => {
                     let expect = Expect::Revision(revision(&old)?);
-                    self.store(&mut object, expect, self.durability(None)).await.map(|()| Deleted::Pending(object))
+                    let done = self.store(&mut object, expect, self.durability(None), Claim::default()).await;
+                    done.map(|()| Deleted::Pending(object))
                 }
             };
             match done {
@@ -164,6 +167,7 @@ impl<'a> Call<'a> {
         identity::keep(&mut new, &old);
         self.kind.hooks.default(&mut new);
         sub::prepare(self.kind, sub, &mut new, &old);
+        let claim = if sub.is_none() { self.allocate(&mut new, Some(&old))? } else { Claim::default() };
         let mut errors = self.kind.hooks.validate(&new);
         if sub::follows_update_rules(sub) {
             errors.extend(self.kind.hooks.validate_update(&new, &old));
@@ -180,7 +184,7 @@ impl<'a> Call<'a> {
             return self.remove(&old).await.map(|()| new);
         }
         let expect = Expect::Revision(revision(&old)?);
-        self.store(&mut new, expect, self.durability(sub)).await.map(|()| new)
+        self.store(&mut new, expect, self.durability(sub), claim).await.map(|()| new)
     }
 
     fn get(&self, name: &str) -> Result<Object, Status> {
@@ -198,12 +202,28 @@ impl<'a> Call<'a> {
         match sub {
             _ if self.kind.volatile => Durability::Volatile,
             Some(Subresource::Status) => Durability::Lazy,
+            _ if self.options.lazy => Durability::Lazy,
             _ => Durability::Durable,
         }
     }
 
+    /// Fills in what the registry gives out, to be held until the write is done.
+    pub(super) fn allocate(&self, object: &mut Object, old: Option<&Object>) -> Result<Claim, Status> {
+        if !services::is_service(self.kind) {
+            return Ok(Claim::default());
+        }
+        let key = read::key(self.kind, self.ns, meta::name(object));
+        self.registry.inner.services.allocate(self.registry.store(), &key, object, old)
+    }
+
     /// Stores the object and gives it its new resource version; a dry run only checks the expectation.
-    async fn store(&self, object: &mut Object, expect: Expect, durability: Durability) -> Result<(), Status> {
+    pub(super) async fn store(
+        &self,
+        object: &mut Object,
+        expect: Expect,
+        durability: Durability,
+        claim: Claim,
+    ) -> Result<(), Status> {
         let data = encode(object)?;
         if data.len() > MAX_OBJECT {
             return Err(Status::too_large(format!("limit is {MAX_OBJECT}")));
@@ -214,7 +234,7 @@ impl<'a> Call<'a> {
         }
         let index = index(self.kind, object);
         let write = Write { key, expect, data: Some(data), index, durability };
-        meta::set_resource_version(object, self.commit(write).await?);
+        meta::set_resource_version(object, self.commit(write, claim).await?);
         Ok(())
     }
 
@@ -225,12 +245,25 @@ impl<'a> Call<'a> {
             return self.would(&key, expect);
         }
         let durability = self.durability(None);
-        self.commit(Write { key, expect, data: None, index: Vec::new(), durability }).await.map(drop)
+        let write = Write { key, expect, data: None, index: Vec::new(), durability };
+        self.commit(write, Claim::default()).await.map(drop)
     }
 
-    async fn commit(&self, write: Write) -> Result<u64, Status> {
+    async fn commit(&self, write: Write, claim: Claim) -> Result<u64, Status> {
         let resource = write.key.resource.clone();
-        let revisions = self.registry.store().commit(vec![write]).await.map_err(|e| error::status(&resource, e))?;
+        let store = self.registry.store().clone();
+        let done = if claim.is_empty() {
+            store.commit(vec![write]).await
+        } else {
+            // The write goes on when the client goes away; what it takes must not be given out meanwhile.
+            let writing = tokio::spawn(async move {
+                let done = store.commit(vec![write]).await;
+                drop(claim);
+                done
+            });
+            writing.await.map_err(Status::internal)?
+        };
+        let revisions = done.map_err(|e| error::status(&resource, e))?;
         let revision = revisions.last().copied().unwrap_or_default();
         self.registry.announce(revision);
         Ok(revision)
@@ -258,7 +291,7 @@ fn index(kind: &Kind, object: &Object) -> Vec<String> {
     keys
 }
 
-fn revision(object: &Object) -> Result<u64, Status> {
+pub(super) fn revision(object: &Object) -> Result<u64, Status> {
     meta::resource_version(object).parse().map_err(|_| Status::internal("stored object without a revision"))
 }
 

@@ -1,34 +1,30 @@
 //! Everything of the server that runs beside the API: controllers, scheduler, fleet, and the node half.
 
-use std::fs;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::path::Path;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Error, cgroup_root, keep, until};
+use super::{Error, nodes, until};
 use crate::api;
-use crate::cidr::Cidr;
 use crate::config::ServerConfig;
-use crate::fleet::{Fleet, Member};
+use crate::daemon::board::{Board, BoardConfig};
+use crate::daemon::{log_end, status};
+use crate::fleet::members::{Cluster, Members};
+use crate::fleet::{Fleet, Member, addresses};
 use crate::image::ImageStore;
 use crate::kinds::meta;
 use crate::kinds::status::Status;
+use crate::link::membership::cluster_id;
 use crate::link::stream::{Stream, StreamRequest};
-use crate::network::{Network, NetworkConfig};
-use crate::node::{self, DnsConfig, NodeConfig};
-use crate::pki::Ca;
+use crate::network::host_address;
+use crate::node::View;
+use crate::pki::{Ca, ServerTls};
 use crate::registry::Registry;
-use crate::runtime::{Runtime, RuntimeConfig};
 use crate::{controllers, events, link, scheduler};
 
-/// The bridge's name and the range of its addresses, below the data directory.
-const NETWORK: &str = "server/network";
-/// Of the bridge and the pods' interfaces, bytes.
-const MTU: u32 = 1500;
 /// Between a failed look at the node and the next.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -36,23 +32,31 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Parts {
     tasks: JoinSet<&'static str>,
     fleet: Arc<Fleet>,
-    images: Arc<ImageStore>,
+    members: Arc<Members>,
+    /// Of the server's own node, if it has one.
+    images: Option<Arc<ImageStore>>,
     registry: Registry,
-    node: String,
+    node: Option<String>,
 }
 
 impl Parts {
     pub(super) async fn start(
         config: &ServerConfig,
         registry: &Registry,
-        ca: &Ca,
+        ca: &Arc<Ca>,
+        tls: &Arc<ServerTls>,
         stopped: watch::Receiver<bool>,
     ) -> Result<Self, Error> {
-        let name = config.node_name.clone().unwrap_or_default();
         let mut tasks = JoinSet::new();
         let (events, writer) = events::recorder();
         spawn(&mut tasks, "the event writer", registry, |registry| async move { writer.run(&registry).await });
-        let controllers = controllers::Config { ca: ca.certificate().to_owned() };
+        let controllers = controllers::Config {
+            ca: ca.certificate().to_owned(),
+            pools: config.load_balancer_pools.clone(),
+            api: SocketAddr::new(api_address(config), config.https_port),
+            service_cidr: config.service_cidr,
+            reserved: vec![config.cluster_cidr.into(), config.service_cidr.into()],
+        };
         let (recorder, stop) = (events.clone(), stopped.clone());
         spawn(&mut tasks, "the controllers", registry, |registry| async move {
             log_end("controllers", controllers::run(&registry, &recorder, &controllers, until(stop)).await);
@@ -62,32 +66,39 @@ impl Parts {
             log_end("scheduler", scheduler::run(&registry, &recorder, until(stopped)).await);
         });
         let fleet = Fleet::new(registry.clone(), events).map_err(Error::Bootstrap)?;
-        let (server_end, node_end) = link::local::pair();
-        let member = Member { name: name.clone(), pod_cidr: node_cidr(config).to_string() };
-        let serving = fleet.clone();
-        tasks.spawn(async move {
-            serving.serve(member, server_end).await;
-            "the fleet"
-        });
-        let images = images(&config.data_dir).await?;
-        let runtime = Runtime::new(runtime_config(&config.data_dir)?)?;
-        let network = network_config(config);
-        record_network(&config.data_dir, &network)?;
-        let network = Arc::new(Network::open(network).await?);
-        let node = NodeConfig {
-            name: name.clone(),
-            data_dir: config.data_dir.join("node"),
-            images_dir: config.data_dir.join("images"),
-            addresses: vec![node_address(config, &network)],
-            labels: ["node-role.kubernetes.io/control-plane"].map(|label| (label.to_owned(), "true".to_owned())).into(),
-            dns: DnsConfig { servers: Vec::new(), domain: "cluster.local".into() },
+        let following = fleet.clone();
+        spawn(&mut tasks, "the Services", registry, |_| async move { following.follow_services().await });
+        let members = Members::new(fleet.clone(), ca.clone(), cluster(config));
+        let watching = members.clone();
+        spawn(&mut tasks, "the watch over nodes", registry, |_| async move { watching.watch_over().await });
+        let serving = nodes::serve(config, members.clone(), ca, tls.clone()).await?;
+        spawn(&mut tasks, "the link to nodes", registry, |_| serving);
+        let board = match config.no_node {
+            true => None,
+            false => Some(own_node(config, &fleet, &mut tasks).await?),
         };
-        let store = images.clone();
-        tasks.spawn(async move {
-            log_end("node", node::run(node, runtime, store, network, node_end).await);
-            "the node half"
+        let (images, view) = board.unzip();
+        let (name, connected) = (own_name(config), fleet.clone());
+        let cluster = cluster_id(&ca.fingerprint()?);
+        let source = move || status::Status {
+            role: "server".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: name.clone().unwrap_or_default(),
+            cluster: cluster.clone(),
+            link: None,
+            connected: connected.connected_nodes(),
+            pods: view.as_ref().map(|view| view.pods()).unwrap_or_default(),
+        };
+        let data_dir = config.data_dir.clone();
+        spawn(&mut tasks, "the status", registry, |_| async move {
+            status::serve(&data_dir, Arc::new(source)).await;
         });
-        Ok(Self { tasks, fleet, images, registry: registry.clone(), node: name })
+        let node = own_name(config);
+        Ok(Self { tasks, fleet, members, images, registry: registry.clone(), node })
+    }
+
+    pub(super) fn members(&self) -> Arc<Members> {
+        self.members.clone()
     }
 
     pub(super) fn streams(&self) -> Arc<dyn api::PodStreams> {
@@ -110,6 +121,7 @@ impl Parts {
     pub(super) fn ready(&self) -> impl Future<Output = ()> + use<> {
         let (registry, node) = (self.registry.clone(), self.node.clone());
         async move {
+            let Some(node) = node else { return };
             while let Err(status) = node_ready(&registry, &node).await {
                 tracing::error!(%status, "wait for the node");
                 tokio::time::sleep(LOOK_AGAIN).await;
@@ -120,7 +132,7 @@ impl Parts {
     /// Ends every part. Pods go on.
     pub(super) async fn join(mut self) {
         self.tasks.shutdown().await;
-        if let Err(error) = self.images.close() {
+        if let Some(Err(error)) = self.images.map(|images| images.close()) {
             tracing::warn!(%error, "close the image store");
         }
     }
@@ -139,10 +151,61 @@ fn spawn<F: Future<Output = ()> + Send + 'static>(
     });
 }
 
-fn log_end<E: std::fmt::Display>(part: &str, result: Result<(), E>) {
-    if let Err(error) = result {
-        tracing::error!(%error, part, "stopped");
-    }
+/// The name of the node on this machine, if there is one.
+fn own_name(config: &ServerConfig) -> Option<String> {
+    config.node_name.clone().filter(|_| !config.no_node)
+}
+
+fn cluster(config: &ServerConfig) -> Cluster {
+    Cluster { cluster_cidr: config.cluster_cidr, service_cidr: config.service_cidr, own_node: own_name(config) }
+}
+
+/// The address of this machine, where the configuration says it.
+fn given_address(config: &ServerConfig) -> Option<IpAddr> {
+    let given = !config.bind_address.is_unspecified() && !config.bind_address.is_loopback();
+    given.then_some(config.bind_address)
+}
+
+/// Where pods reach the API: this machine's address, or the pods' gateway where it is alone.
+fn api_address(config: &ServerConfig) -> IpAddr {
+    let found = given_address(config).or_else(|| host_address(&config.bridge));
+    found.unwrap_or_else(|| addresses::first(config.cluster_cidr).host(1).into())
+}
+
+/// Starts the node half of this machine; returns its image store and what it shows.
+async fn own_node(
+    config: &ServerConfig,
+    fleet: &Arc<Fleet>,
+    tasks: &mut JoinSet<&'static str>,
+) -> Result<(Arc<ImageStore>, View), Error> {
+    let name = config.node_name.clone().unwrap_or_default();
+    let pod_cidr = addresses::first(config.cluster_cidr);
+    let board = Board::open(BoardConfig {
+        data_dir: config.data_dir.clone(),
+        name: name.clone(),
+        address: given_address(config),
+        labels: ["node-role.kubernetes.io/control-plane"].map(|label| (label.to_owned(), "true".to_owned())).into(),
+        bridge: config.bridge.clone(),
+        pod_cidr,
+        service_cidr: config.service_cidr,
+        cluster_cidr: config.cluster_cidr,
+        vxlan: config.vxlan,
+        proxy_balance: config.proxy_balance,
+    })
+    .await?;
+    let parts = (board.images(), board.view());
+    let (server_end, node_end) = link::local::pair();
+    let member = Member { name, pod_cidr: pod_cidr.to_string(), uid: None };
+    let serving = fleet.clone();
+    tasks.spawn(async move {
+        serving.serve(member, server_end).await;
+        "the fleet"
+    });
+    tasks.spawn(async move {
+        board.run(node_end).await;
+        "the node half"
+    });
+    Ok(parts)
 }
 
 /// The lease is made, in memory only, when the node has registered with this process; the condition is the node's word.
@@ -173,61 +236,4 @@ impl api::PodStreams for Streams {
     fn open<'a>(&'a self, node: &'a str, request: StreamRequest) -> api::BoxFuture<'a, Result<Stream, Status>> {
         Box::pin(self.0.open(node, request))
     }
-}
-
-/// Opens the image store, makes the demonstration image and takes up what the operator left to import.
-async fn images(data_dir: &Path) -> Result<Arc<ImageStore>, Error> {
-    let directory = data_dir.join("images");
-    let work = move || {
-        let store = ImageStore::open(&directory)?;
-        store.ensure_demo()?;
-        for (path, result) in store.import_directory(&directory.join("import")) {
-            match result {
-                Ok(names) => tracing::info!(archive = %path.display(), images = names.len(), "imported"),
-                Err(error) => tracing::error!(%error, "import at start"),
-            }
-        }
-        Ok(Arc::new(store))
-    };
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Ended("opening the image store"))?
-}
-
-pub(super) fn runtime_config(data_dir: &Path) -> Result<RuntimeConfig, Error> {
-    let exe = std::env::current_exe().map_err(|source| Error::DataDir { path: "/proc/self/exe".into(), source })?;
-    Ok(RuntimeConfig { state_dir: data_dir.join("node/runtime"), cgroup_root: cgroup_root(data_dir), exe })
-}
-
-/// Each node takes a /24 of the cluster's range; this one the first.
-fn node_cidr(config: &ServerConfig) -> Cidr {
-    Cidr::new(config.cluster_cidr.network(), 24)
-}
-
-fn network_config(config: &ServerConfig) -> NetworkConfig {
-    let state_dir = config.data_dir.join("node/network");
-    NetworkConfig { bridge: config.bridge.clone(), pod_cidr: node_cidr(config), state_dir, mtu: MTU }
-}
-
-/// Notes which bridge is ours, so that a reset finds it without the configuration of the day.
-fn record_network(data_dir: &Path, config: &NetworkConfig) -> Result<(), Error> {
-    let text = format!("{} {}\n", config.bridge, config.pod_cidr);
-    keep(data_dir.join(NETWORK), &text)
-}
-
-pub(super) fn recorded_network(data_dir: &Path) -> Option<NetworkConfig> {
-    let text = fs::read_to_string(data_dir.join(NETWORK)).ok()?;
-    let (bridge, cidr) = text.trim().split_once(' ')?;
-    let state_dir = data_dir.join("node/network");
-    Some(NetworkConfig { bridge: bridge.into(), pod_cidr: cidr.parse().ok()?, state_dir, mtu: MTU })
-}
-
-/// The address that packets to the outside would leave from, or the bridge's where there is no way out.
-fn node_address(config: &ServerConfig, network: &Network) -> IpAddr {
-    if !config.bind_address.is_unspecified() && !config.bind_address.is_loopback() {
-        return config.bind_address;
-    }
-    // Connecting a datagram socket sends nothing; the kernel only picks the route. 192.0.2.0/24 is never a real host.
-    let outward = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
-        .and_then(|socket| socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).map(|()| socket))
-        .and_then(|socket| socket.local_addr());
-    outward.map_or_else(|_| network.gateway().into(), |address| address.ip())
 }

@@ -60,7 +60,7 @@ pub fn kill_all(data_dir: &Path, netns: &str) {
 
 /// The last part of the cgroup root of a data directory.
 pub fn cgroup_name(data_dir: &Path) -> String {
-    umiak::server::cgroup_root(data_dir).trim_start_matches('/').to_owned()
+    umiak::daemon::cgroup_root(data_dir).trim_start_matches('/').to_owned()
 }
 
 /// Every cgroup directory, in any hierarchy, of a data directory's pods.
@@ -81,13 +81,17 @@ pub fn mounts(dir: &Path) -> Vec<String> {
     all.lines().filter(|line| line.contains(&needle)).map(str::to_owned).collect()
 }
 
-/// Names of the network interfaces in a namespace, `lo` aside.
+/// The interface by which a test connects a namespace to others.
+pub const UPLINK: &str = "uplink";
+
+/// Names of the network interfaces in a namespace, `lo` and the uplink aside.
 pub fn interfaces(netns: &str) -> Vec<String> {
     let output = Command::new("ip").args(["-n", netns, "-o", "link"]).output().unwrap();
     let name = |line: &str| line.split(": ").nth(1).map(|n| n.split('@').next().unwrap_or(n).to_owned());
     // Tunnel devices that the kernel itself puts into every namespace.
-    let own =
-        |n: &String| n != "lo" && !["sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0"].contains(&n.as_str());
+    let own = |n: &String| {
+        n != "lo" && n != UPLINK && !["sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0"].contains(&n.as_str())
+    };
     text(&output.stdout).lines().filter_map(name).filter(own).collect()
 }
 

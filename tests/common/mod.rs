@@ -5,6 +5,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+pub mod fleet;
 pub mod images;
 pub mod leaks;
 
@@ -57,6 +58,8 @@ pub struct Cluster {
     kubectl: PathBuf,
     /// What the daemon logs.
     pub log_filter: &'static str,
+    /// More options of the daemon.
+    pub server_args: Vec<&'static str>,
 }
 
 impl Cluster {
@@ -72,7 +75,15 @@ impl Cluster {
         assert!(nix::unistd::geteuid().is_root(), "these tests make containers: run them as root");
         let dir = tempfile::Builder::new().prefix("umiak-test-").tempdir().unwrap();
         let kubectl = kubectls().pop().expect("kubectl 1.27 or newer is needed: see README.md");
-        Self { netns: Netns::new(), dir, daemon: None, starts: 0, kubectl, log_filter: "info,umiak=debug" }
+        Self {
+            netns: Netns::new(),
+            dir,
+            daemon: None,
+            starts: 0,
+            kubectl,
+            log_filter: "info,umiak=debug",
+            server_args: Vec::new(),
+        }
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -111,27 +122,10 @@ impl Cluster {
     pub fn launch_daemon(&mut self) -> UnixDatagram {
         assert!(self.daemon.is_none());
         self.starts += 1;
-        let notify = self.dir.path().join(format!("notify.{}", self.starts));
-        let ready = UnixDatagram::bind(&notify).unwrap();
-        ready.set_read_timeout(Some(PATIENCE)).unwrap();
-        let log = std::fs::File::create(self.dir.path().join(format!("umiak.{}.log", self.starts))).unwrap();
-        let mut command = self.umiak();
-        // SAFETY: umask is async-signal-safe. It is the systemd unit's: what pods see must not depend on it.
-        unsafe {
-            command.pre_exec(|| {
-                umask(Mode::from_bits_truncate(0o077));
-                Ok(())
-            })
-        };
-        let child = command
-            .args(["server", "--node-name", "board", "--log", self.log_filter, "--data-dir"])
-            .arg(self.data_dir())
-            .env("NOTIFY_SOCKET", &notify)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let data_dir = self.data_dir().to_string_lossy().into_owned();
+        let mut args = vec!["server", "--node-name", "board", "--log", self.log_filter, "--data-dir", &data_dir];
+        args.extend(&self.server_args);
+        let (child, ready) = launch(&self.netns, self.dir.path(), self.starts, &args);
         self.daemon = Some(child);
         ready
     }
@@ -243,6 +237,31 @@ impl Drop for Cluster {
         }
         self.clean();
     }
+}
+
+/// Starts a daemon with its log in `dir`; it says on the socket that it is ready.
+pub fn launch(netns: &Netns, dir: &Path, number: u32, args: &[&str]) -> (Child, UnixDatagram) {
+    let notify = dir.join(format!("notify.{number}"));
+    let ready = UnixDatagram::bind(&notify).unwrap();
+    ready.set_read_timeout(Some(PATIENCE)).unwrap();
+    let log = std::fs::File::create(dir.join(format!("umiak.{number}.log"))).unwrap();
+    let mut command = netns.command(binary());
+    // SAFETY: umask is async-signal-safe. It is the systemd unit's: what pods see must not depend on it.
+    unsafe {
+        command.pre_exec(|| {
+            umask(Mode::from_bits_truncate(0o077));
+            Ok(())
+        })
+    };
+    let child = command
+        .args(args)
+        .env("NOTIFY_SOCKET", &notify)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    (child, ready)
 }
 
 /// The binary under test: `UMIAK_BIN`, or the one cargo built.

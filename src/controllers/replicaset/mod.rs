@@ -1,4 +1,4 @@
-//! The ReplicaSet controller: keeps the wanted number of pods.
+//! The controllers of ReplicaSets and ReplicationControllers: keep the wanted number of pods.
 //!
 //! Kubernetes' controller counts "expectations" because its reads come from a cache that lags behind its own writes.
 //! Here reads come from the registry, which shows every acknowledged write, and one set is worked on once at a time.
@@ -25,11 +25,39 @@ use super::runner::{Change, Controller, Interest, Next, Orphans};
 use super::{kind, namespace_is_terminating, still_there};
 use plan::{ReplicaSet, Step};
 
-const NAME: &str = "replicaset-controller";
-const RESOURCE: &str = "replicasets.apps";
+/// What the two kinds differ in.
+pub struct Family {
+    name: &'static str,
+    interest: [&'static str; 2],
+    api_version: &'static str,
+    kind: &'static str,
+}
+
+/// ReplicaSets.
+pub static REPLICA_SETS: Family = Family {
+    name: "replicaset-controller",
+    interest: ["replicasets.apps", "pods"],
+    api_version: "apps/v1",
+    kind: "ReplicaSet",
+};
+
+/// ReplicationControllers.
+pub static REPLICATION_CONTROLLERS: Family = Family {
+    name: "replication-controller",
+    interest: ["replicationcontrollers", "pods"],
+    api_version: "v1",
+    kind: "ReplicationController",
+};
+
+impl Family {
+    fn resource(&self) -> &'static str {
+        self.interest[0]
+    }
+}
 
 /// See the module.
 pub struct ReplicaSets {
+    family: &'static Family,
     registry: Registry,
     events: EventRecorder,
     sets: Arc<Kind>,
@@ -39,15 +67,16 @@ pub struct ReplicaSets {
 }
 
 impl ReplicaSets {
-    /// The controller over a registry.
-    pub fn new(registry: &Registry, events: &EventRecorder) -> Result<Self, Status> {
+    /// The controller of a family over a registry.
+    pub fn new(registry: &Registry, events: &EventRecorder, family: &'static Family) -> Result<Self, Status> {
         Ok(Self {
+            family,
             registry: registry.clone(),
-            events: events.of(NAME, ""),
-            sets: kind(registry, RESOURCE)?,
+            events: events.of(family.name, ""),
+            sets: kind(registry, family.resource())?,
             pods: kind(registry, "pods")?,
             orphans: Orphans::default(),
-            options: WriteOptions::by(NAME),
+            options: WriteOptions::by(family.name),
         })
     }
 
@@ -81,8 +110,9 @@ impl ReplicaSets {
         for name in self.orphans.within(&set.metadata.namespace) {
             pods.extend(still_there(self.registry.get_as::<Pod>(&self.pods, &set.metadata.namespace, &name))?);
         }
-        let owner = Owner { api_version: "apps/v1", kind: "ReplicaSet", meta: &set.metadata };
-        let selector = LabelSelector::from_object(&set.spec.selector);
+        let Family { api_version, kind, .. } = *self.family;
+        let owner = Owner { api_version, kind, meta: &set.metadata };
+        let selector = LabelSelector::of_spec(&set.spec.selector);
         let mut claimed = Vec::with_capacity(pods.len());
         for pod in pods.into_iter().filter(Pod::active) {
             let claim = claim::claim(&set.metadata, &selector, &pod.metadata);
@@ -118,7 +148,7 @@ impl ReplicaSets {
 
     /// Creates pods in batches of 1, 2, 4, … so that a set whose pods are refused does not try them all.
     async fn create(&self, set: &ReplicaSet, count: usize) -> Result<(), Status> {
-        let pod = pod_from(set)?;
+        let pod = pod_from(self.family, set)?;
         let (mut left, mut batch) = (count, 1);
         while left > 0 {
             let size = batch.min(left);
@@ -179,10 +209,14 @@ impl ReplicaSets {
         still_there(written.await).map(drop)
     }
 
+    fn key(&self, namespace: &str, name: &str) -> Key {
+        Key::new(self.family.resource(), namespace, name)
+    }
+
     fn event(&self, set: &ReplicaSet, kind: EventKind, reason: &str, message: String) {
         let about = Reference {
-            api_version: "apps/v1".to_owned(),
-            kind: "ReplicaSet".to_owned(),
+            api_version: self.family.api_version.to_owned(),
+            kind: self.family.kind.to_owned(),
             namespace: set.metadata.namespace.clone(),
             name: set.metadata.name.clone(),
             uid: set.metadata.uid.clone(),
@@ -194,22 +228,22 @@ impl ReplicaSets {
 
 impl Controller for ReplicaSets {
     fn name(&self) -> &'static str {
-        NAME
+        self.family.name
     }
 
     fn interest(&self) -> Interest {
-        Interest::Resources(&["replicasets.apps", "pods"])
+        Interest::Resources(&self.family.interest)
     }
 
     fn keys(&self, change: &Change<'_>) -> Vec<Key> {
-        if change.resource() == RESOURCE {
+        if change.resource() == self.family.resource() {
             return vec![change.key()];
         }
         self.orphans.note(change);
         let namespace = &change.meta.namespace;
         let owners = [Some(&change.meta), change.previous.as_ref()].into_iter().flatten().filter_map(Meta::controller);
         let mut keys: Vec<Key> =
-            owners.filter(|o| o.kind == "ReplicaSet").map(|o| set_key(namespace, &o.name)).collect();
+            owners.filter(|o| o.kind == self.family.kind).map(|o| self.key(namespace, &o.name)).collect();
         if change.meta.controller().is_none() && !change.meta.deleting() {
             keys.extend(claim::adopters(&self.registry, &self.sets, namespace, &change.meta.labels));
         }
@@ -221,12 +255,8 @@ impl Controller for ReplicaSets {
     }
 }
 
-fn set_key(namespace: &str, name: &str) -> Key {
-    Key { resource: RESOURCE.into(), namespace: namespace.into(), name: name.into() }
-}
-
 /// A new pod from a set's template.
-fn pod_from(set: &ReplicaSet) -> Result<Object, Status> {
+fn pod_from(family: &Family, set: &ReplicaSet) -> Result<Object, Status> {
     let template = &set.spec.template;
     let mut metadata = Object::new();
     for field in ["labels", "annotations", "finalizers"] {
@@ -236,8 +266,8 @@ fn pod_from(set: &ReplicaSet) -> Result<Object, Status> {
     }
     metadata.insert("generateName".to_owned(), format!("{}-", set.metadata.name).into());
     metadata.insert("namespace".to_owned(), set.metadata.namespace.as_str().into());
-    metadata
-        .insert("ownerReferences".to_owned(), json!([controller_reference("apps/v1", "ReplicaSet", &set.metadata)]));
+    let owner = controller_reference(family.api_version, family.kind, &set.metadata);
+    metadata.insert("ownerReferences".to_owned(), json!([owner]));
     let spec = template.get("spec").cloned().unwrap_or_else(|| json!({}));
     to_object(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
 }
@@ -258,7 +288,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(
-            Value::Object(pod_from(&set).unwrap()),
+            Value::Object(pod_from(&REPLICA_SETS, &set).unwrap()),
             json!({
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {

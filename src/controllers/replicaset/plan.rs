@@ -1,4 +1,4 @@
-//! What a ReplicaSet does: pure functions (`pkg/controller/replicaset`, `controller_utils.go`).
+//! What a ReplicaSet or ReplicationController does: pure functions (`pkg/controller/replicaset`, `controller_utils.go`).
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use crate::kinds::{Object, meta};
 /// Most pods created or deleted in one go.
 const BURST: usize = 500;
 
-/// A ReplicaSet as the controllers see it.
+/// A ReplicaSet or ReplicationController as the controllers see it.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ReplicaSet {

@@ -263,3 +263,51 @@ fn an_object_may_be_json_within_the_envelope() {
     let body = [MAGIC.to_vec(), bytes(2, r#"{"kind":"X"}"#), bytes(4, "application/json")].concat();
     assert_eq!(Value::from(decode(&body).unwrap()), json!({"kind": "X"}));
 }
+
+#[test]
+fn a_service_and_its_slice() {
+    // Go writes what is no pointer even where it is empty.
+    let port = nested(
+        1,
+        &[bytes(1, ""), bytes(2, "TCP"), number(3, 80), nested(4, &[number(1, 1), bytes(3, "web")]), number(5, 0)],
+    );
+    let affinity = nested(14, &[nested(1, &[number(1, 60)])]);
+    let spec = [
+        port,
+        nested(2, &[bytes(1, "app"), bytes(2, "web")]),
+        bytes(3, ""),
+        bytes(4, "NodePort"),
+        number(12, 0),
+        number(13, 0),
+        affinity,
+        bytes(17, "SingleStack"),
+        bytes(18, "10.43.0.9"),
+        number(20, 0),
+    ];
+    let service =
+        decoded("v1", "Service", &[nested(1, &[bytes(1, "web")]), nested(2, &spec), nested(3, &[nested(1, &[])])]);
+    assert_eq!(
+        service["spec"],
+        json!({
+            "ports": [{"port": 80, "protocol": "TCP", "targetPort": "web"}], "selector": {"app": "web"},
+            "type": "NodePort", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+            "ipFamilyPolicy": "SingleStack", "clusterIPs": ["10.43.0.9"], "allocateLoadBalancerNodePorts": false,
+        })
+    );
+    let endpoint = [
+        bytes(1, "10.42.0.7"),
+        nested(2, &[number(1, 1), number(3, 0)]),
+        bytes(3, "a"),
+        nested(8, &[nested(1, &[bytes(1, "z")])]),
+    ];
+    let port = nested(3, &[bytes(1, ""), bytes(2, "UDP"), number(3, 53)]);
+    let slice = [nested(1, &[bytes(1, "web-x")]), nested(2, &endpoint), port, bytes(4, "IPv4")];
+    let slice = decoded("discovery.k8s.io/v1", "EndpointSlice", &slice);
+    assert_eq!(slice["addressType"], "IPv4");
+    assert_eq!(slice["ports"], json!([{"name": "", "port": 53, "protocol": "UDP"}]));
+    assert_eq!(
+        slice["endpoints"],
+        json!([{"addresses": ["10.42.0.7"], "conditions": {"ready": true, "terminating": false}, "hostname": "a",
+                "hints": {"forZones": [{"name": "z"}]}}])
+    );
+}

@@ -27,6 +27,10 @@ impl<E: Engine> Worker<E> {
             return;
         }
         (self.setup_retry, self.setup_problem) = (None, None);
+        if !self.node.services.is_known() {
+            // What the environment says of them is for good. The worker is woken when they are.
+            return;
+        }
         self.start_containers().await;
         // A container that could not be started at all may have decided the pod's fate.
         if let Some(outcome) = self.verdict() {

@@ -31,6 +31,7 @@ use super::files::DnsConfig;
 use super::outbox::Outbox;
 use super::pod::{Desired, Facts};
 use super::probes::Found;
+use super::services::ServiceView;
 use super::status::{self, Now, View, Waiting};
 use super::volumes::Prepared;
 use crate::link::message::PodReport;
@@ -53,6 +54,8 @@ pub(super) struct Shared<E: Engine> {
     pub(super) facts: Facts,
     /// The living sandboxes by pod UID, for streams into pods.
     pub(super) sandboxes: Sandboxes<E::Sandbox>,
+    /// The cluster's Services.
+    pub(super) services: ServiceView,
 }
 
 /// Sandboxes by pod UID.
@@ -276,7 +279,9 @@ impl<E: Engine> Worker<E> {
                 None => std::future::pending().await,
             }
         };
+        let unknown = !self.node.services.is_known();
         tokio::select! {
+            () = self.node.services.known(), if unknown => {}
             changed = self.orders.changed() => {
                 if changed.is_err() {
                     return false;

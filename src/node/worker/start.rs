@@ -13,6 +13,7 @@ use super::super::engine::{Engine, Sandbox, blocking};
 use super::super::error::Error;
 use super::super::pod::ContainerSpec;
 use super::super::probes::{self, Finding, Found, Kind};
+use super::super::service_env;
 use super::{Hooked, Task, Waiting, Worker};
 use crate::image::{self, Image, Reference};
 use crate::runtime::{self, ContainerConfig, ContainerId, ContainerState, Exit};
@@ -111,9 +112,12 @@ impl<E: Engine> Worker<E> {
 
     async fn configure(&self, spec: &Container, attempt: u32, image: &Image) -> Result<ContainerConfig, Error> {
         let none = std::collections::BTreeMap::new();
+        let links = self.pod.spec().enable_service_links.unwrap_or(true);
+        let services = service_env::variables(&self.node.services.services.all(), self.pod.namespace(), links);
         let around = Surroundings {
             pod: &self.pod,
             facts: &self.facts,
+            services: &services,
             volumes: self.volumes.as_ref().unwrap_or(&none),
             files: &self.dir.files(),
             termination: &self.dir.message(&spec.name, attempt),

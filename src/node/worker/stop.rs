@@ -55,10 +55,22 @@ impl<E: Engine> Worker<E> {
         };
         let hook = container.spec.lifecycle.as_ref().and_then(|l| l.pre_stop.clone()).filter(|_| !hastened);
         let events = self.events.clone();
+        let (services, addresses) = (self.node.services.clone(), self.facts.pod_ips.clone());
+        let drains = pod.deleting() && !pod.host_network();
         let task = tokio::spawn(async move {
-            if let Some(hook) = hook {
-                pre_stop(&target, &hook, deadline, &events, &pod).await;
-            }
+            let drained = async {
+                if drains {
+                    // No grace left (a forced deletion): no waiting either.
+                    let _ = timeout_at(deadline, services.drained(&addresses)).await;
+                }
+            };
+            let hooked = async {
+                if let Some(hook) = hook {
+                    pre_stop(&target, &hook, deadline, &events, &pod).await;
+                }
+            };
+            // Clients are led away before the container stops listening.
+            tokio::join!(drained, hooked);
             end(&target.sandbox, &target.id, signal, deadline).await;
         });
         self.unit(name).stop = Some(Stopping { _task: Task(task), deadline });

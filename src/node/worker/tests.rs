@@ -18,6 +18,7 @@ use super::super::pod::tests::desired_message;
 use super::*;
 use crate::image::{Error as ImageError, Image, ImageConfig, Reference};
 use crate::link::message::{DesiredPod, ToServer};
+use crate::network::services::Services;
 use crate::runtime::{self, Capture, ContainerConfig, ContainerState, ExecOutput, SandboxConfig};
 
 /// How a container behaves.
@@ -254,6 +255,7 @@ impl Bench {
             dns: DnsConfig::default(),
             seccomp: PathBuf::from("/seccomp"),
             sandboxes: Sandboxes::default(),
+            services: ServiceView::of(Services::default()),
             facts: Facts { host_ips: vec!["192.0.2.1".parse().unwrap()], ..Facts::default() },
         };
         let worker = Worker::new(Arc::new(shared), self.orders.subscribe(), dir, left);
