@@ -98,7 +98,7 @@ fn a_deployment_spreads_over_a_fleet() {
         cluster.k(&format!("get pods -l app=web --field-selector spec.nodeName={node} -o jsonpath={path}"))
     };
     let (from, to) = (pod_of("pi-1", "metadata.name"), pod_of("pi-2", "status.podIP"));
-    cluster.until(&format!("exec {from} -- wget -qO- -T 2 http://{to}:8080/"), |said| said == "pi-2\n");
+    cluster.until(&format!("exec {from} -- wget -qO- http://{to}:8080/"), |said| said == "pi-2\n");
 
     // Cordon, label, taint and drain of an agent.
     cluster.k("label node pi-2 disk=ssd");
