@@ -22,7 +22,7 @@ use crate::link::mqtt::{Accepted, Incoming, LinkState, NodeConfig, RemoteConfig,
 use crate::link::stream::{Channel, Frame, Stream, StreamRequest};
 use crate::link::{NodeEnd, Open};
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 struct Mosquitto {
     directory: tempfile::TempDir,
