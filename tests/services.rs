@@ -181,7 +181,11 @@ fn services_lead_to_their_pods_from_everywhere() {
     site.patch(r#"{"externalTrafficPolicy": "Local"}"#);
     until("the client's address is seen", || on(lan, &client).unwrap() == "198.18.0.2");
     assert_eq!(on(node, &client).unwrap(), GATEWAY, "the node's own clients are not outside");
-    assert_eq!(on(lan, &format!("{CLUSTER}/cgi-bin/client")).unwrap(), GATEWAY, "the policy is not that of the cluster");
+    assert_eq!(
+        on(lan, &format!("{CLUSTER}/cgi-bin/client")).unwrap(),
+        GATEWAY,
+        "the policy is not that of the cluster"
+    );
 
     site.patch(r#"{"externalTrafficPolicy": "Cluster", "externalIPs": ["203.0.113.9"]}"#);
     until("the external address answers", || on(lan, "203.0.113.9/hostname").is_some_and(|pod| pods.contains(&pod)));
@@ -202,7 +206,9 @@ fn services_lead_to_their_pods_from_everywhere() {
     site.k("scale deployment/web --replicas=1");
     until("somebody is", || on(node, "10.43.50.1/hostname").is_some());
     site.k("delete service web");
-    until("the Service is gone", || TcpStream::connect("127.0.0.1:1").is_err() && on(node, "10.43.50.1/hostname").is_none());
+    until("the Service is gone", || {
+        TcpStream::connect("127.0.0.1:1").is_err() && on(node, "10.43.50.1/hostname").is_none()
+    });
     site.cluster.finish();
 }
 

@@ -164,13 +164,9 @@ mod tests {
 
     #[test]
     fn the_queue_stays_short_and_the_link_full() {
-        for (rate, delay, queue) in [
-            (8e3, 500, 1000),
-            (8e3, 20, 1000),
-            (32e3, 100, 1000),
-            (1e6, 50, 800),
-            (100e6, 1, 100),
-        ] {
+        for (rate, delay, queue) in
+            [(8e3, 500, 1000), (8e3, 20, 1000), (32e3, 100, 1000), (1e6, 50, 800), (100e6, 1, 100)]
+        {
             let (worst, speed) = saturate(rate, Duration::from_millis(delay));
             assert!(worst < Duration::from_millis(queue), "{rate} {delay}: {worst:?}");
             assert!(speed > rate * 0.6, "{rate} {delay}: {speed}");

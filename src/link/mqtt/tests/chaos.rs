@@ -45,7 +45,11 @@ fn version(message: &ToNode) -> u64 {
 }
 
 /// As the fleet: on Hello everything, here the newest version, and from then on every change.
-async fn fleet(mut end: ServerEnd, mut newest: tokio::sync::watch::Receiver<u64>, heard: tokio::sync::mpsc::UnboundedSender<u64>) {
+async fn fleet(
+    mut end: ServerEnd,
+    mut newest: tokio::sync::watch::Receiver<u64>,
+    heard: tokio::sync::mpsc::UnboundedSender<u64>,
+) {
     let mut sequence = Sequence::start();
     loop {
         let tell = tokio::select! {
@@ -118,14 +122,16 @@ async fn run(seed: u64) {
     let healed = Instant::now();
     let last = *newest.borrow();
     while known < last {
-        let envelope = timeout(LONG, world.node.rx.recv()).await.unwrap_or_else(|_| panic!("seed {seed}: no version {last}"));
+        let envelope =
+            timeout(LONG, world.node.rx.recv()).await.unwrap_or_else(|_| panic!("seed {seed}: no version {last}"));
         let envelope = envelope.unwrap();
         assert_eq!(arrivals.judge(&envelope), Order::Next, "seed {seed}");
         known = version(&envelope.body);
     }
     let mut next = 0;
     while next < total {
-        let got = timeout(LONG, events.recv()).await.unwrap_or_else(|_| panic!("seed {seed}: no event {next}")).unwrap();
+        let got =
+            timeout(LONG, events.recv()).await.unwrap_or_else(|_| panic!("seed {seed}: no event {next}")).unwrap();
         assert!(got <= next, "seed {seed}: event {got} came before {next}");
         next = next.max(got + 1);
     }
@@ -333,5 +339,4 @@ fn every_harm_to_a_message_is_seen() {
         server.open(message.clone(), &mut plain).unwrap();
     }
     assert_eq!(&plain[..], b"firstsecond", "what is of another session or came again was passed by");
-
 }
