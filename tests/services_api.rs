@@ -157,7 +157,7 @@ fn the_courses_services_with_every_kubectl() {
     let moved = cluster.kubectl().args(["patch", "svc", "web", "-p", r#"{"spec":{"clusterIP":"10.43.3.3"}}"#]).output();
     assert!(text(&moved.unwrap().stderr).contains("may not change once set"));
     cluster.k("create service clusterip tenant --tcp=80 --clusterip=None");
-    let dry = cluster.k("expose svc web --port=81 --name=dry --dry-run=server -o jsonpath={.spec.clusterIP}");
+    let dry = cluster.k("create service clusterip dry --tcp=81 --dry-run=server -o jsonpath={.spec.clusterIP}");
     assert!(dry.starts_with("10.43."), "{dry}");
     assert!(refused("get svc dry").contains("not found"));
     cluster.finish();

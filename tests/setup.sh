@@ -2,7 +2,7 @@
 # Installs, by ordinary package managers, what building, the demonstration and the tests need, if it is missing.
 # Debian and its relatives; elsewhere it names what is missing.
 set -euo pipefail
-declare -A package=([cc]=gcc [ip]=iproute2 [nsenter]=util-linux [script]=bsdutils [busybox]=busybox-static [curl]=curl)
+declare -A package=([cc]=gcc [ip]=iproute2 [nsenter]=util-linux [script]=bsdutils [busybox]=busybox-static [curl]=curl [mkfs.ext4]=e2fsprogs)
 missing=()
 for tool in "${!package[@]}"; do
   command -v "$tool" >/dev/null || missing+=("${package[$tool]}")

@@ -122,10 +122,12 @@ fn joined(number: u8) -> File {
     let host = format!("port{number}");
     run(Command::new("ip").args(["link", "add", &host, "type", "veth", "peer", "name", "eth0", "netns", &path]));
     run(Command::new("ip").args(["link", "set", &host, "master", "bridge", "up"]));
-    // What boards have is cubic, whatever this machine is set to; where namespaces may not, reno, which is the same as
+    // What boards have, whatever this machine is set to; where a namespace may not have that, reno, which is the same as
     // long as nothing is lost.
-    let set = "cd /proc/sys/net/ipv4; echo cubic >tcp_congestion_control || echo reno >tcp_congestion_control";
-    run(within(&namespace, Command::new("sh").args(["-c", set]).stderr(Stdio::null())));
+    let wished = std::env::var("CONGESTION").unwrap_or("cubic".to_owned());
+    let set =
+        format!("cd /proc/sys/net/ipv4; echo {wished} >tcp_congestion_control || echo reno >tcp_congestion_control");
+    run(within(&namespace, Command::new("sh").args(["-c", &set]).stderr(Stdio::null())));
     for words in ["link set lo up", "link set eth0 up", &format!("addr add 10.9.0.{number}/24 dev eth0")] {
         run(within(&namespace, Command::new("ip").args(words.split(' '))));
     }

@@ -4,7 +4,7 @@
 //! Three network namespaces on one bridge: load generator, proxies, backend. Figures come from short rounds that take
 //! turns (direct, HAProxy, Umiak), so that what else the machine does falls on all three alike; each figure is the
 //! median of its rounds, each ratio the median of the rounds' ratios. `ROUNDS` (7) and `SECONDS` (2) of a round can be
-//! set in the environment. On a busy machine it measures more if the scheduler gives it precedence:
+//! set in the environment, and so can the kernel's `CONGESTION` control (cubic). On a busy machine it measures more if the scheduler gives it precedence:
 //! `setsid -w sh -c 'echo -20 >/proc/self/autogroup; exec cargo bench --bench proxy'`. Words on the command line choose parts: `bulk`, `requests`, `connections`, `latency`, `udp`,
 //! `idle`.
 

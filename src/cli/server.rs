@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 use super::Failure;
 use crate::cidr::Cidr;
@@ -103,14 +104,13 @@ pub(super) fn daemon<E: std::error::Error + 'static>(
     work: impl Future<Output = Result<(), E>>,
 ) -> Result<ExitCode, Failure> {
     crate::memory::limit_heaps();
-    let filter = EnvFilter::try_new(log).map_err(|e| format!("log: {log:?}: {e}"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter: Targets = log.parse().map_err(|e| format!("log: {log:?}: {e}"))?;
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        // The default complains on standard error that standard error cannot be written, and panics when it cannot.
-        .log_internal_errors(false)
-        .init();
+        // Else a line that standard error does not take is lamented on standard error, which panics.
+        .log_internal_errors(false);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Hashing, unpacking and mounts: two at a time are all that a board's cores and flash can serve.

@@ -93,11 +93,11 @@ pub(super) async fn follow(ours: &[&str], to: watch::Sender<Seen>) {
 
 async fn try_follow(ours: &[&str], to: &watch::Sender<Seen>) -> Result<()> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
-    let opened = |e| super::failed("connect to", "netlink", e);
-    // Not the one that asks: what the kernel tells everyone carries the number of some other process' request, and would
-    // be taken for the answer to ours of that number.
-    let (telling, _, mut changes) = rtnetlink::new_multicast_connection(&groups).map_err(opened)?;
-    let (asking, handle, _) = rtnetlink::new_connection().map_err(opened)?;
+    let connect = |e| super::failed("connect to", "netlink", e);
+    // Two sockets: a change that somebody else asked for carries the number of their request, and on the socket that
+    // asks it could be taken for an answer.
+    let (watching, _, mut changes) = rtnetlink::new_multicast_connection(&groups).map_err(connect)?;
+    let (asking, handle, _) = rtnetlink::new_connection().map_err(connect)?;
     let mut losses = to.borrow().losses;
     let read_and_wait = async {
         loop {
@@ -118,7 +118,7 @@ async fn try_follow(ours: &[&str], to: &watch::Sender<Seen>) -> Result<()> {
     };
     tokio::select! {
         ended = read_and_wait => ended,
-        () = telling => Ok(()),
+        () = watching => Ok(()),
         () = asking => Ok(()),
     }
 }

@@ -164,7 +164,7 @@ impl Attributes {
     }
 
     /// Only packets for a socket of this host that speaks from an address that is not the host's (`IP_TRANSPARENT`).
-    pub(super) fn to_transparent_socket(&mut self) {
+    pub(super) fn for_transparent_socket(&mut self) {
         self.expression("socket", |e| {
             e.number(1, SOCKET_TRANSPARENT);
             e.number(2, REGISTER_1);

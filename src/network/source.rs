@@ -34,7 +34,7 @@ pub(super) fn install(bridge: &str, pods: Cidr) -> Result<()> {
     let installed = nft::install(&chain, |rule| {
         rule.through(&Interface::In(bridge));
         rule.source_in(pods);
-        rule.to_transparent_socket();
+        rule.for_transparent_socket();
         rule.mark(MARK);
     });
     installed.map_err(|e| Error::SourceUnavailable(e.to_string()))

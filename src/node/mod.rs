@@ -119,7 +119,6 @@ pub async fn run(
         view: view.clone(),
         node: config.name.clone(),
         addresses: config.addresses.clone(),
-        labels: config.labels.clone(),
         service_cidr: config.service_cidr,
         cluster_cidr: config.cluster_cidr,
         proxy_balance: config.proxy_balance,

@@ -2,7 +2,7 @@
 //!
 //! The view they share is kept on disk, so that a node that reboots with no server in reach goes on serving.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -48,8 +48,6 @@ pub(super) struct Site {
     pub(super) node: String,
     /// The node's addresses, the most important first.
     pub(super) addresses: Vec<IpAddr>,
-    /// Labels the node gives itself.
-    pub(super) labels: BTreeMap<String, String>,
     /// Cluster addresses.
     pub(super) service_cidr: Cidr,
     /// Addresses of all pods of the cluster.

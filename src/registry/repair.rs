@@ -21,7 +21,9 @@ pub(super) async fn services(registry: &Registry) -> Result<(), Status> {
     let Some(kind) = registry.kinds().by_plural("", "v1", "services") else { return Ok(()) };
     let allocator = &registry.inner.services;
     let page = registry.list(&kind, &ListOptions::default())?;
-    let mut all = page.items.iter().map(super::Raw::object).collect::<Result<Vec<_>, _>>()?;
+    let readable =
+        |raw: &super::Raw| raw.object().inspect_err(|status| tracing::error!(%status, "repair Services")).ok();
+    let mut all: Vec<Object> = page.items.iter().filter_map(readable).collect();
     all.sort_by_cached_key(|s| {
         let fixed = allocator.fixed(meta::namespace(s), meta::name(s)).is_some();
         (!fixed, meta::created(s), meta::resource_version(s).parse::<u64>().unwrap_or_default())

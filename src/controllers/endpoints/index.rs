@@ -13,6 +13,8 @@ use crate::kinds::{Object, meta};
 
 /// A label of a namespace. Two of the same hash only cost time.
 type Label = u64;
+/// The labels each of a namespace's Services selects by.
+type Selectors = HashMap<Arc<str>, Box<[Label]>>;
 
 /// See the module.
 #[derive(Default)]
@@ -24,8 +26,8 @@ pub struct Index {
 #[derive(Default)]
 struct Inner {
     pods: HashMap<Label, HashSet<Arc<str>>>,
-    /// The selectors of a namespace's Services.
-    services: HashMap<Arc<str>, HashMap<Arc<str>, Box<[Label]>>>,
+    /// By namespace.
+    services: HashMap<Arc<str>, Selectors>,
     /// Of all nodes.
     zones: HashMap<String, Option<String>>,
 }
@@ -143,14 +145,14 @@ mod tests {
         index.service(&ns, &"none".into(), Some(&Object::new()));
         let name: Arc<str> = "p".into();
         let (front, back) = (object(json!({"app": "web", "x": "y"})), object(json!({"app": "db", "tier": "back"})));
-        assert_eq!(index.pod("ns", &name, None, Some(&front)), [web.clone()]);
+        assert_eq!(index.pod("ns", &name, None, Some(&front)), std::slice::from_ref(&web));
         assert_eq!(index.pod("other", &name, None, Some(&front)), []);
-        assert_eq!(index.matching("ns", &object(json!({"app": "web"}))), [name.clone()]);
+        assert_eq!(index.matching("ns", &object(json!({"app": "web"}))), std::slice::from_ref(&name));
         let mut both = index.pod("ns", &name, Some(&front), Some(&back));
         both.sort();
         assert_eq!(both, [db.clone(), web]);
         assert!(index.matching("ns", &object(json!({"app": "web"}))).is_empty());
-        assert_eq!(index.matching("ns", &object(json!({"app": "db", "tier": "back"}))), [name.clone()]);
+        assert_eq!(index.matching("ns", &object(json!({"app": "db", "tier": "back"}))), std::slice::from_ref(&name));
         assert!(index.matching("ns", &object(json!({"app": "db", "tier": "front"}))).is_empty());
         assert_eq!(index.pod("ns", &name, Some(&back), None), [db]);
         assert_eq!(index.inner().pods.len(), 2, "only the pod of the other namespace is left");

@@ -186,7 +186,7 @@ pub(super) fn serve(
         let (from, to) = tokio::io::split(ours);
         let greet = async {
             match timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(theirs)).await {
-                Ok(Ok(stream)) => drop(incoming.send(Incoming::Join(stream.into())).await),
+                Ok(Ok(stream)) => drop(incoming.send(Incoming::Join(Box::new(stream.into()))).await),
                 Ok(Err(error)) => tracing::warn!(client, %error, "a join failed"),
                 Err(_) => tracing::warn!(client, "a join fell silent"),
             }

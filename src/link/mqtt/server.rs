@@ -40,7 +40,7 @@ pub enum Incoming {
     /// A node begins a session. An older one of the same node is over.
     Node(Accepted),
     /// Somebody wants to join; the stream ends after two minutes at the latest.
-    Join(JoinStream),
+    Join(Box<JoinStream>),
 }
 
 /// A node's session.

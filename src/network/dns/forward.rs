@@ -27,13 +27,16 @@ const DISTRUST: Duration = Duration::from_secs(30);
 /// Largest packet that is taken; more than is asked for.
 const PACKET: usize = 4096;
 
+/// What will be heard, by question.
+type Flights = HashMap<Vec<u8>, watch::Receiver<Option<Arc<Heard>>>>;
+
 /// The node's name servers, and what they said.
 #[derive(Debug)]
 pub(super) struct Forwarder {
     servers: RwLock<Arc<[Server]>>,
     cache: Mutex<Cache>,
     /// Questions that are being asked.
-    flights: Mutex<HashMap<Vec<u8>, watch::Receiver<Option<Arc<Heard>>>>>,
+    flights: Mutex<Flights>,
     random: SystemRandom,
 }
 
@@ -220,7 +223,7 @@ impl Forwarder {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<Vec<u8>, watch::Receiver<Option<Arc<Heard>>>>> {
+    fn flights(&self) -> MutexGuard<'_, Flights> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -350,7 +350,7 @@ fn many(count: u16, endpoints: u8) -> Vec<Service> {
     let make = |n: u16| {
         let mut made = service(&format!("service-{n}"), &[80], (1..=endpoints).map(endpoint).collect());
         made.cluster_ips = vec![Ipv4Addr::from_bits(CLUSTER_IP.to_bits() + u32::from(n) + 1)];
-        made.ports[0].node_port = (n % 10 == 0).then_some(31000 + n);
+        made.ports[0].node_port = n.is_multiple_of(10).then_some(31000 + n);
         made
     };
     (0..count).map(make).collect()

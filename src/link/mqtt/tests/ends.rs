@@ -434,3 +434,32 @@ async fn nodes_of_another_cluster_are_refused() {
     sleep(Duration::from_millis(100)).await;
     assert!(server.incoming.try_recv().is_err());
 }
+
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// `cargo test --lib idle_nodes_cost -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "a measurement; it is alone in its process"]
+async fn idle_nodes_cost() {
+    const NODES: u64 = 400;
+    let mut server = Server::start().await;
+    let (mut agents, mut ends) = (Vec::new(), Vec::new());
+    let mut before = 0;
+    for n in 0..NODES + 50 {
+        if n == 50 {
+            before = resident();
+        }
+        let agent = server.agent(&format!("pi-{n}"), server.address);
+        let mut end = server.accepted().await.end;
+        hears(&mut end).await;
+        agents.push(agent);
+        ends.push(end);
+    }
+    sleep(Duration::from_secs(3)).await;
+    let kib = resident() - before;
+    eprintln!("{} KiB for both ends of {NODES} nodes: {:.1} KiB each", kib, kib as f64 / NODES as f64);
+}

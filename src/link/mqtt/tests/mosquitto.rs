@@ -18,7 +18,7 @@ use crate::kinds::Object;
 use crate::link::message::{DesiredPod, NodeReport, Sequence, ToNode, ToServer};
 use crate::link::mqtt::client::{self, Options};
 use crate::link::mqtt::tls::{SERVER_USER, join_name, server_name};
-use crate::link::mqtt::{Accepted, Incoming, LinkState, NodeConfig, RemoteConfig, accept, join, node, remote};
+use crate::link::mqtt::{Accepted, Incoming, LinkState, NodeConfig, RemoteConfig, accept, join, node, random, remote};
 use crate::link::stream::{Channel, Frame, Stream, StreamRequest};
 use crate::link::{NodeEnd, Open};
 
@@ -27,8 +27,8 @@ const SOON: Duration = Duration::from_secs(30);
 struct Mosquitto {
     directory: tempfile::TempDir,
     child: Child,
-    port: u16,
-    join_port: u16,
+    /// A loopback address of its own: tests run in parallel.
+    host: String,
 }
 
 impl Drop for Mosquitto {
@@ -36,10 +36,6 @@ impl Drop for Mosquitto {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn spawn(directory: &std::path::Path) -> Child {
@@ -54,12 +50,13 @@ impl Mosquitto {
         let directory = tempfile::tempdir().unwrap();
         let here = directory.path();
         let leaf = authority.server(&["localhost"]);
-        let (port, join_port) = (free_port(), free_port());
+        let [a, b, c, ..] = random().to_be_bytes();
+        let host = format!("127.{a}.{b}.{}", c | 1);
         let conf = include_str!("../../../../configs/mosquitto.conf")
             .replace("/etc/mosquitto/certs", here.to_str().unwrap())
             .replace("/etc/mosquitto", here.to_str().unwrap())
-            .replace("listener 8883", &format!("listener {port} 127.0.0.1"))
-            .replace("listener 8884", &format!("listener {join_port} 127.0.0.1"));
+            .replace("listener 8883", &format!("listener 8883 {host}"))
+            .replace("listener 8884", &format!("listener 8884 {host}"));
         for (name, text) in [
             // It cannot read the directory as another user.
             ("mosquitto.conf", format!("user root\n{conf}").as_str()),
@@ -71,14 +68,14 @@ impl Mosquitto {
         ] {
             std::fs::write(here.join(name), text).unwrap();
         }
-        let this = Self { child: spawn(here), directory, port, join_port };
+        let this = Self { child: spawn(here), directory, host };
         this.listening().await;
         this
     }
 
     async fn listening(&self) {
         let up = async {
-            while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+            while TcpStream::connect((self.host.as_str(), 8883)).await.is_err() {
                 sleep(Duration::from_millis(20)).await;
             }
         };
@@ -113,7 +110,7 @@ impl Cluster {
 
     fn start_server(&mut self) {
         let tls = self.authority.trusting(self.authority.client(SERVER_USER));
-        let url = format!("mqtts://127.0.0.1:{}", self.broker.port);
+        let url = format!("mqtts://{}", self.broker.host);
         let config = RemoteConfig { cluster: "c".into(), url, keepalive: Duration::from_secs(60) };
         let (bus, inbox, connecting) = remote(config, Arc::new(move || Ok(tls.clone()))).unwrap();
         let (incoming, _, serving) = accept("c", self.authority.server_tls(), Arc::new(|_, _| true), bus, inbox);
@@ -124,7 +121,7 @@ impl Cluster {
 
     fn node(&mut self, name: &str) -> (NodeEnd, watch::Receiver<LinkState>) {
         let tls = self.authority.node_tls(name);
-        let (_, addresses) = watch::channel(vec![format!("localhost:{}", self.broker.port)]);
+        let (_, addresses) = watch::channel(vec![format!("{}:8883", self.broker.host)]);
         let config =
             NodeConfig { cluster: "c".into(), node: name.into(), addresses, keepalive: Duration::from_secs(60) };
         let (end, state, run) = node(config, Arc::new(move || Ok(tls.clone())));
@@ -215,7 +212,7 @@ async fn mosquitto_keeps_nodes_apart() {
         will: Some(("umiak/v1/c/system:node:pi-1/u/p".into(), Bytes::from_static(&[0; 8]))),
         filters: vec!["#".into(), "umiak/v1/c/system:node:pi-1/d/#".into(), "umiak/v1/c/system:node:pi-1/u/#".into()],
     };
-    let address = format!("localhost:{}", cluster.broker.port);
+    let address = format!("{}:8883", cluster.broker.host);
     let evil = client::connect(&address, evil.outer, options).await.unwrap();
     let (send, outgoing) = mpsc::channel(8);
     let (incoming, mut stolen) = mpsc::channel(8);
@@ -255,7 +252,7 @@ async fn boards_join_by_mosquitto() {
     cluster.accepted().await;
     let digest = ring::digest::digest(&ring::digest::SHA256, &cluster.authority.certificate);
     let hash = <[u8; 32]>::try_from(digest.as_ref()).unwrap();
-    let address = format!("localhost:{}", cluster.broker.join_port);
+    let address = format!("{}:8884", cluster.broker.host);
     let joined = join(std::slice::from_ref(&address), hash, "c", Arc::new(DefaultTimeProvider));
     let joined = async { joined.await.map_err(|e| e.to_string()) };
     let incoming = async { timeout(SOON, cluster.incoming.recv()).await.map_err(|e| e.to_string()) };

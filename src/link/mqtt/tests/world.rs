@@ -16,6 +16,10 @@ use crate::link::mqtt::topic::{PRESENCE, Topics};
 use crate::link::mqtt::{Accepted, Bus, Event, Incoming, LinkState, NodeConfig, accept};
 use crate::link::{NodeEnd, ServerEnd};
 
+type Message = (String, Bytes);
+/// The way to the node, while it is connected.
+type Current = Arc<Mutex<Option<mpsc::Sender<Message>>>>;
+
 pub(super) const NODE: &str = "pi-1";
 
 /// What may happen to a message, in thousandths.
@@ -82,7 +86,7 @@ impl World {
         let mut tasks = JoinSet::new();
         tasks.spawn(serving);
 
-        let current: Arc<Mutex<Option<mpsc::Sender<(String, Bytes)>>>> = Arc::default();
+        let current = Current::default();
         let (down, mut to_node) = pipe(&mut tasks, Random(seed | 1), faults.subscribe(), tap.clone());
         let (up, mut arriving) = pipe(&mut tasks, Random(seed.rotate_left(17) | 1), faults.subscribe(), tap.clone());
         let server = to_server.clone();
@@ -130,7 +134,7 @@ async fn connections(
     mut link: Link,
     tls: ClientTls,
     topics: Topics,
-    current: Arc<Mutex<Option<mpsc::Sender<(String, Bytes)>>>>,
+    current: Current,
     up: mpsc::Sender<(String, Bytes)>,
     server: mpsc::Sender<Event>,
     cut: Arc<Notify>,
@@ -162,8 +166,6 @@ async fn connections(
         sleep(Duration::from_secs(1)).await;
     }
 }
-
-type Message = (String, Bytes);
 
 /// One direction.
 fn pipe(

@@ -97,3 +97,42 @@ impl Mailbox {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::Ipv4Addr;
+
+    use super::super::super::{Backend, Listen};
+    use super::*;
+    use crate::network::services::Protocol;
+
+    struct Nobody;
+
+    impl Frontend for Nobody {
+        fn pick(&self, _: SocketAddrV4, _: &[SocketAddrV4]) -> Option<Backend> {
+            None
+        }
+
+        fn release(&self, _: SocketAddrV4, _: bool) {}
+    }
+
+    #[test]
+    fn what_waits_is_one_order_per_listener() {
+        let mailbox = Mailbox::new().unwrap();
+        let address = |port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        let listen = Listen { protocol: Protocol::Udp, address: address(53) };
+        for _ in 0..3 {
+            mailbox.put(Command::Listen(listen, Arc::new(Nobody)));
+            mailbox.put(Command::Forget(listen, vec![address(2), address(1)]));
+            mailbox.put(Command::Close(listen));
+        }
+        let mail = mailbox.take().unwrap();
+        assert_eq!((mail.orders.len(), mail.orders[&listen].forget.len()), (1, 2));
+        assert!(matches!(mail.orders[&listen].listen, Some(None)));
+        assert!(mailbox.take().unwrap().orders.is_empty());
+        mailbox.stop();
+        assert!(mailbox.take().is_none());
+    }
+}

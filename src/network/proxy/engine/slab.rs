@@ -54,6 +54,8 @@ impl Token {
 pub(super) struct Slab<T> {
     places: Vec<Place<T>>,
     free: Vec<u32>,
+    /// The generation of who comes first to a new place.
+    first: u32,
 }
 
 struct Place<T> {
@@ -66,7 +68,7 @@ const KEPT: usize = 1024;
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { places: Vec::new(), free: Vec::new() }
+        Self { places: Vec::new(), free: Vec::new(), first: 0 }
     }
 }
 
@@ -79,8 +81,8 @@ impl<T> Slab<T> {
         }
         // Every value holds a descriptor, of which there are fewer than 2^31.
         let index = self.places.len() as u32;
-        self.places.push(Place { generation: 0, value: Some(value) });
-        Key { index, generation: 0 }
+        self.places.push(Place { generation: self.first, value: Some(value) });
+        Key { index, generation: self.first }
     }
 
     pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
@@ -111,10 +113,11 @@ impl<T> Slab<T> {
         taken.map(|(index, place)| Key { index: index as u32, generation: place.generation }).collect()
     }
 
-    /// Gives back the memory of a crowd that left. Only between two turns: keys of before must not be asked for after.
+    /// Gives back the memory of a crowd that left.
     pub(super) fn shrink(&mut self) {
         if self.len() == 0 && self.places.len() > KEPT {
-            *self = Self::default();
+            let last = self.places.iter().map(|place| place.generation).max().unwrap_or(0);
+            *self = Self { first: (last + 1) & GENERATIONS, ..Self::default() };
         }
     }
 }
@@ -134,6 +137,17 @@ mod tests {
         assert_eq!(first.index, second.index);
         assert_eq!((slab.get(first), slab.get(second), slab.len()), (None, Some(&"second"), 1));
         assert_eq!((slab.remove(first), slab.keys()), (None, vec![second]));
+    }
+
+    #[test]
+    fn a_crowd_that_left_leaves_neither_memory_nor_keys() {
+        let mut slab = Slab::default();
+        let keys: Vec<Key> = (0..=KEPT).map(|number| slab.insert(number)).collect();
+        keys.iter().for_each(|key| assert!(slab.remove(*key).is_some()));
+        slab.shrink();
+        assert_eq!(slab.places.capacity(), 0);
+        let key = slab.insert(7);
+        assert_eq!((key.index, slab.get(keys[0]), slab.get(key)), (0, None, Some(&7)));
     }
 
     #[test]

@@ -32,7 +32,8 @@ pub(super) fn tcp_listener(address: SocketAddrV4, steer: Option<&Steer>) -> io::
     setsockopt(&listener, sockopt::ReuseAddr, &true)?;
     setsockopt(&listener, sockopt::ReusePort, &true)?;
     allow_any_address(&listener, address)?;
-    set_stream_options(&listener)?;
+    setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
+    keep_alive(&listener)?;
     let steer = steer.filter(|_| !address.ip().is_unspecified());
     let port = if steer.is_some() { 0 } else { address.port() };
     bind(listener.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(*address.ip(), port)))?;
@@ -54,12 +55,12 @@ fn stream_socket() -> nix::Result<OwnedFd> {
     socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)
 }
 
-fn set_stream_options(socket: &OwnedFd) -> nix::Result<()> {
-    setsockopt(socket, sockopt::TcpNoDelay, &true)?;
-    setsockopt(socket, sockopt::KeepAlive, &true)?;
-    setsockopt(socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE)?;
-    setsockopt(socket, sockopt::TcpKeepInterval, &KEEPALIVE.0)?;
-    setsockopt(socket, sockopt::TcpKeepCount, &KEEPALIVE.1)
+/// Has the kernel ask from time to time whether the other side lives, and keep NATs on the way aware of the connection.
+pub(super) fn keep_alive(stream: &impl AsFd) -> nix::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &KEEPALIVE.0)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &KEEPALIVE.1)
 }
 
 /// Lets ports whose connection is over be used again after a second instead of a minute (`net.ipv4.tcp_tw_reuse`; safe
@@ -86,10 +87,12 @@ pub(super) fn accept(listener: &OwnedFd) -> nix::Result<(TcpStream, SocketAddrV4
     Ok((stream, address(&peer)))
 }
 
-/// Begins to connect, from `source` where that is given (`IP_TRANSPARENT`).
+/// Begins to connect, from `source` where that is given (`IP_TRANSPARENT`). The handshake's last packet waits for data to
+/// go with; [`acknowledge`] where there is none.
 pub(super) fn tcp_connect(endpoint: SocketAddrV4, source: Option<Ipv4Addr>) -> nix::Result<TcpStream> {
     let stream = stream_socket()?;
-    set_stream_options(&stream)?;
+    setsockopt(&stream, sockopt::TcpNoDelay, &true)?;
+    set_quick_acknowledgement(&stream, false);
     if let Some(source) = source {
         bind_transparent(&stream, source)?;
     }
@@ -97,6 +100,19 @@ pub(super) fn tcp_connect(endpoint: SocketAddrV4, source: Option<Ipv4Addr>) -> n
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(stream.into()),
         Err(error) => Err(error),
     }
+}
+
+/// Sends the handshake's last packet: there is no data for it to go with yet.
+pub(super) fn acknowledge(stream: &TcpStream) {
+    set_quick_acknowledgement(stream, true);
+}
+
+/// `TCP_QUICKACK`, which only says what to do next.
+fn set_quick_acknowledgement(stream: &impl AsRawFd, quick: bool) {
+    let (value, length) = (libc::c_int::from(quick), size_of::<libc::c_int>() as libc::socklen_t);
+    let value = ptr::from_ref(&value).cast();
+    // SAFETY: `value` points to an integer of the length stated. It fails only on what is no TCP socket.
+    unsafe { libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_QUICKACK, value, length) };
 }
 
 /// A socket from an address that is not ours; any port, chosen when it connects.

@@ -85,7 +85,7 @@ impl Running {
             for event in &events[..count] {
                 match Token::unpack(event.data()) {
                     Some(Token::TcpListener(key)) => self.tcp.accept(key, now),
-                    Some(Token::Client(key)) => self.tcp.client(key, event.events(), now),
+                    Some(Token::Client(key)) => self.tcp.client(key, event.events()),
                     Some(Token::Server(key)) => self.tcp.server(key, event.events(), now),
                     Some(Token::UdpListener(key)) => self.udp.datagrams(key, now),
                     Some(Token::Flow(key)) => self.udp.replies(key, now),

@@ -108,10 +108,17 @@ impl Connection {
         Err(End::Broken)
     }
 
-    /// The time of the attempt that was due at `due` is over, if that one still lasts: another endpoint is tried, and
-    /// where there is none, this one gets more time.
+    /// The time of the attempt that was due at `due` is over. If it still lasts, another endpoint is tried, and where
+    /// there is none, this one gets more time. If it succeeded, the connection has lasted long enough to be kept alive.
     pub(super) fn expire(&mut self, due: Tick, now: Tick) -> Result<Next, End> {
-        let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.due == due) else { return Ok(Next::Event) };
+        let Some(attempt) = &mut self.attempt else {
+            // It is no short one. Its client's side has this from its listener.
+            let kept = self.server.as_ref().map(sys::keep_alive);
+            return if matches!(kept, Some(Err(_))) { Err(End::Broken) } else { Ok(Next::Event) };
+        };
+        if attempt.due != due {
+            return Ok(Next::Event);
+        }
         if attempt.last {
             self.give_up();
             return Err(End::Broken);
@@ -123,6 +130,14 @@ impl Connection {
             return Ok(next);
         }
         (self.server, self.endpoint) = (slow, endpoint);
+        match self.frontend.pick(self.peer, &[]) {
+            Some(backend) => self.frontend.release(backend.endpoint, false),
+            // The Service has no endpoint left, this one neither: it went while it was being connected to.
+            None => {
+                self.give_up();
+                return Err(End::Broken);
+            }
+        }
         let due = now + LAST_PATIENCE;
         if let Some(attempt) = &mut self.attempt {
             (attempt.due, attempt.last) = (due, true);
@@ -147,12 +162,17 @@ impl Connection {
             if !events.contains(EpollFlags::EPOLLOUT) {
                 return Ok(Next::Event);
             }
-            self.attempt = None;
         }
         let Some(server) = &self.server else { return Ok(Next::Event) };
         self.down.arrived(server, events);
         self.up.drained(events);
-        self.go_on(events, tools)
+        let connected = self.attempt.take().is_some();
+        let next = self.go_on(events, tools);
+        match &self.server {
+            Some(server) if connected && !self.up.began => sys::acknowledge(server),
+            _ => {}
+        }
+        next
     }
 
     /// Its turn came.

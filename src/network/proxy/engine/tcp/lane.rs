@@ -51,6 +51,8 @@ pub(super) struct Lane {
     urgent: bool,
     /// So much came last time that copying it would be waste.
     bulk: bool,
+    /// Something was read.
+    pub(super) began: bool,
     /// The end was read.
     ended: bool,
     /// The end was passed on.
@@ -137,6 +139,7 @@ impl Lane {
             Err(Errno::EINTR) => return Ok(0),
             Err(error) => return Err(error),
         };
+        self.began = true;
         // A short read took everything: what comes later is a new edge, and what was announced is the end.
         let drained = count < tools.buffer.len() && !self.urgent;
         if drained {

@@ -155,17 +155,17 @@ impl Tcp {
     }
 
     /// Something happened on a client's side.
-    pub(super) fn client(&mut self, key: Key, events: EpollFlags, now: Tick) {
+    pub(super) fn client(&mut self, key: Key, events: EpollFlags) {
         let tools = &mut self.tools;
         let next = self.connections.get_mut(key).map(|connection| connection.client_event(events, tools));
-        self.follow(key, next, now);
+        self.follow(key, next);
     }
 
     /// Something happened on an endpoint's side.
     pub(super) fn server(&mut self, key: Key, events: EpollFlags, now: Tick) {
         let tools = &mut self.tools;
         let next = self.connections.get_mut(key).map(|connection| connection.server_event(events, now, tools));
-        self.follow(key, next, now);
+        self.follow(key, next);
     }
 
     /// What is not about an event: turns, time-outs, listeners that have rested.
@@ -173,11 +173,11 @@ impl Tcp {
         for key in std::mem::take(&mut self.queue) {
             let tools = &mut self.tools;
             let next = self.connections.get_mut(key).map(|connection| connection.turn(tools));
-            self.follow(key, next, now);
+            self.follow(key, next);
         }
         while let Some((due, key)) = self.attempts.pop(now) {
             let next = self.connections.get_mut(key).map(|connection| connection.expire(due, now));
-            self.follow(key, next, now);
+            self.follow(key, next);
         }
         if self.rested.is_some_and(|rested| rested <= now) {
             self.wake();
@@ -236,11 +236,12 @@ impl Tcp {
             self.connections.remove(key).into_iter().for_each(|connection| connection.close(End::Exhausted));
             return Err(End::Exhausted);
         }
-        self.follow(key, Some(Ok(next)), now);
+        self.follow(key, Some(Ok(next)));
         Ok(())
     }
 
-    fn follow(&mut self, key: Key, next: Option<Result<Next, End>>, now: Tick) {
+    /// Does what comes next for a connection, if there still is one.
+    fn follow(&mut self, key: Key, next: Option<Result<Next, End>>) {
         match next {
             None | Some(Ok(Next::Event)) => {}
             Some(Ok(Next::Turn)) => self.queue.push(key),
@@ -251,10 +252,9 @@ impl Tcp {
                     .and_then(Connection::server)
                     .map(|server| self.epoll.add(server, EpollEvent::new(INTEREST, Token::Server(key).pack())));
                 match watched {
-                    Some(Ok(())) => self.attempts.add(due, key),
-                    // It had this socket before, and now gets more time.
-                    Some(Err(Errno::EEXIST)) => self.attempts.add(due, key),
-                    _ => self.follow(key, Some(Err(End::Exhausted)), now),
+                    // EEXIST: it had this socket before, and now gets more time.
+                    Some(Ok(()) | Err(Errno::EEXIST)) => self.attempts.add(due, key),
+                    _ => self.end(key, End::Exhausted),
                 }
             }
             Some(Err(end)) => self.end(key, end),

@@ -23,6 +23,7 @@ fn is_refused(listen: Listen) -> bool {
 
 #[test]
 fn who_refuses_is_passed_over_before_the_client_notices() {
+    alone();
     let (one, other) = (refusing(), refusing());
     let (_bench, table, listen) = Bench::tcp(&[one, other, echo()]);
     assert!(echoes(listen));
@@ -32,6 +33,7 @@ fn who_refuses_is_passed_over_before_the_client_notices() {
 
 #[test]
 fn where_nobody_is_left_the_client_is_told_at_once() {
+    alone();
     for endpoints in [vec![], vec![refusing()], vec![refusing(), refusing()]] {
         let began = Instant::now();
         let (_bench, table, listen) = Bench::tcp(&endpoints);
@@ -62,6 +64,7 @@ fn silent() -> (SocketAddrV4, Vec<std::os::fd::OwnedFd>) {
 
 #[test]
 fn who_does_not_answer_is_passed_over_with_nothing_lost() {
+    alone();
     let (mute, _held) = silent();
     let (_bench, table, listen) = Bench::tcp(&[mute, echo()]);
     let began = Instant::now();
@@ -73,6 +76,7 @@ fn who_does_not_answer_is_passed_over_with_nothing_lost() {
 
 #[test]
 fn a_client_that_leaves_while_nobody_answers_is_forgotten() {
+    alone();
     let (mute, _held) = silent();
     let (_bench, table, listen) = Bench::tcp(&[mute]);
     let client = connect(listen);
@@ -84,6 +88,7 @@ fn a_client_that_leaves_while_nobody_answers_is_forgotten() {
 
 #[test]
 fn connections_outlive_their_frontend_and_their_listener() {
+    alone();
     let (bench, first, listen) = Bench::tcp(&[echo()]);
     let mut client = connect(listen);
     let talk = |client: &mut TcpStream| {
@@ -112,6 +117,7 @@ fn connections_outlive_their_frontend_and_their_listener() {
 
 #[test]
 fn an_address_in_use_is_reported_and_can_be_asked_for_again() {
+    alone();
     let bench = Bench::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = Listen { protocol: Protocol::Tcp, address: v4(taken.local_addr().unwrap()) };
@@ -129,6 +135,7 @@ fn an_address_in_use_is_reported_and_can_be_asked_for_again() {
 
 #[test]
 fn a_node_port_and_a_service_may_have_the_same_port() {
+    alone();
     let (bench, _table, own) = Bench::tcp(&[echo()]);
     let every = Listen { address: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, own.address.port()), ..own };
     bench.engine.send(Command::Listen(every, Table::of(&[])));
@@ -140,6 +147,7 @@ fn a_node_port_and_a_service_may_have_the_same_port() {
 
 #[test]
 fn the_clients_address_is_kept_where_that_is_wished_for() {
+    alone();
     let naming = server(|mut stream| {
         let name = stream.peer_addr().unwrap().ip().to_string();
         stream.write_all(name.as_bytes()).unwrap();
@@ -156,6 +164,7 @@ fn the_clients_address_is_kept_where_that_is_wished_for() {
 
 #[test]
 fn an_engine_without_listeners_is_no_thread() {
+    alone();
     let bench = Bench::new();
     bench.engine.send(Command::Close(Listen { protocol: Protocol::Tcp, address: refusing() }));
     assert!(bench.engine.thread.lock().unwrap().is_none());

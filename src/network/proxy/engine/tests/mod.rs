@@ -1,4 +1,4 @@
-//! The engine with real sockets, on loopback addresses and ports that the kernel picks.
+//! The engine with real sockets, each test on the loopback interface of a network namespace of its own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -8,6 +8,8 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
 
 use super::super::super::services::Protocol;
 use super::super::{Backend, Command, Frontend, Listen};
@@ -101,6 +103,12 @@ fn v4(address: std::net::SocketAddr) -> SocketAddrV4 {
         std::net::SocketAddr::V4(address) => address,
         other => panic!("{other}"),
     }
+}
+
+/// Takes this thread, and those it starts from now on, to a network namespace of their own.
+fn alone() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
+    assert!(std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
 }
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {

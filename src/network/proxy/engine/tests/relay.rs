@@ -19,6 +19,7 @@ fn bulk() -> Vec<u8> {
 
 #[test]
 fn what_goes_in_comes_out() {
+    alone();
     let (_bench, table, listen) = Bench::tcp(&[echo()]);
     let mut client = connect(listen);
     for size in [1, 1000, 40_000] {
@@ -36,6 +37,7 @@ fn what_goes_in_comes_out() {
 
 #[test]
 fn bulk_arrives_whole_in_both_directions_at_once() {
+    alone();
     let (_bench, table, listen) = Bench::tcp(&[echo()]);
     let mut client = connect(listen);
     let sent = bulk();
@@ -52,6 +54,7 @@ fn bulk_arrives_whole_in_both_directions_at_once() {
 
 #[test]
 fn the_server_may_speak_first_and_end_first() {
+    alone();
     let (told, hears) = channel();
     let told = Mutex::new(told);
     let greeting = server(move |mut stream| {
@@ -70,6 +73,7 @@ fn the_server_may_speak_first_and_end_first() {
 
 #[test]
 fn who_sends_and_leaves_at_once_is_heard() {
+    alone();
     let (told, hears) = channel();
     let told = Mutex::new(told);
     let listening = server(move |mut stream| told.lock().unwrap().send(read_all(&mut stream)).unwrap());
@@ -85,6 +89,7 @@ fn who_sends_and_leaves_at_once_is_heard() {
 
 #[test]
 fn a_reset_is_passed_on_as_one() {
+    alone();
     for flood in [false, true] {
         // The server breaks it.
         let breaking = server(move |mut stream| {
@@ -124,6 +129,7 @@ fn a_reset_is_passed_on_as_one() {
 
 #[test]
 fn urgent_data_travels_in_line_and_stops_nothing() {
+    alone();
     let (_bench, _table, listen) = Bench::tcp(&[echo()]);
     let mut client = connect(listen);
     let mut got = [0; 3];
@@ -138,6 +144,7 @@ fn urgent_data_travels_in_line_and_stops_nothing() {
 
 #[test]
 fn what_the_client_does_not_read_is_not_read_from_the_server() {
+    alone();
     const ENDLESS: usize = 1 << 30;
     let sent = Arc::new(Mutex::new(0));
     let count = sent.clone();
@@ -169,6 +176,7 @@ fn what_the_client_does_not_read_is_not_read_from_the_server() {
 
 #[test]
 fn bulk_does_not_hold_up_others() {
+    alone();
     let sending = server(|mut stream| {
         stream.read_exact(&mut [0]).unwrap();
         while stream.write_all(&[1; 65_536]).is_ok() {}
@@ -200,6 +208,7 @@ fn bulk_does_not_hold_up_others() {
 
 #[test]
 fn a_thousand_connections_at_once() {
+    alone();
     const COUNT: u32 = 1000;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = v4(listener.local_addr().unwrap());

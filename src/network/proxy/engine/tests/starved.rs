@@ -66,6 +66,7 @@ impl Drop for Starved {
 
 #[test]
 fn clients_beyond_what_descriptors_allow_are_told_and_the_listener_lives_on() {
+    alone();
     let starved = Starved::start(echo());
     let listen = Listen { protocol: Protocol::Tcp, address: starved.tcp };
     let mut clients: Vec<TcpStream> = (0..60).map(|_| connect(listen)).collect();
@@ -87,6 +88,7 @@ fn clients_beyond_what_descriptors_allow_are_told_and_the_listener_lives_on() {
 
 #[test]
 fn more_udp_clients_than_descriptors_end_the_oldest_flows() {
+    alone();
     let endpoint = UdpSocket::bind("127.0.0.1:0").unwrap();
     let starved = Starved::start(v4(endpoint.local_addr().unwrap()));
     endpoint.set_read_timeout(Some(SOON)).unwrap();

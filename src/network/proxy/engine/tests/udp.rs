@@ -36,6 +36,7 @@ fn ask(client: &UdpSocket, question: &[u8]) -> Vec<u8> {
 
 #[test]
 fn questions_are_answered_one_endpoint_per_client() {
+    alone();
     let (bench, table) = (Bench::new(), Table::of(&[answering("-a")]));
     let listen = bench.listen(Protocol::Udp, &table);
     let clients: Vec<UdpSocket> = (0..20).map(|_| client_of(listen.address)).collect();
@@ -52,6 +53,7 @@ fn questions_are_answered_one_endpoint_per_client() {
 
 #[test]
 fn datagrams_of_any_size_pass() {
+    alone();
     let (bench, table) = (Bench::new(), Table::of(&[answering("")]));
     let client = client_of(bench.listen(Protocol::Udp, &table).address);
     for size in [0, 1, 1472, 9000, 65_507] {
@@ -62,6 +64,7 @@ fn datagrams_of_any_size_pass() {
 
 #[test]
 fn answers_come_from_the_address_that_was_asked() {
+    alone();
     let (bench, table) = (Bench::new(), Table::of(&[answering("")]));
     let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let listen = Listen { protocol: Protocol::Udp, address: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port) };
@@ -79,6 +82,7 @@ fn answers_come_from_the_address_that_was_asked() {
 
 #[test]
 fn a_datagram_that_is_refused_goes_to_another() {
+    alone();
     let nobody = v4(UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
     let (bench, table) = (Bench::new(), Table::of(&[nobody, answering("-b")]));
     let client = client_of(bench.listen(Protocol::Udp, &table).address);
@@ -90,6 +94,7 @@ fn a_datagram_that_is_refused_goes_to_another() {
 
 #[test]
 fn a_forgotten_endpoint_gets_nothing_more() {
+    alone();
     let (first, second) = (answering("-a"), answering("-b"));
     let (bench, table) = (Bench::new(), Table::of(&[first]));
     let listen = bench.listen(Protocol::Udp, &table);
@@ -106,6 +111,7 @@ fn a_forgotten_endpoint_gets_nothing_more() {
 
 #[test]
 fn nobody_there_is_said_at_once() {
+    alone();
     let (bench, table) = (Bench::new(), Table::of(&[]));
     let client = client_of(bench.listen(Protocol::Udp, &table).address);
     client.send(b"anyone?").unwrap();

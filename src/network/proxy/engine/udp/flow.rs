@@ -118,3 +118,40 @@ fn open(endpoint: SocketAddrV4, source: Option<Ipv4Addr>) -> nix::Result<UdpSock
     }
     sys::udp_connect(endpoint, None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::slab::Slab;
+    use super::*;
+
+    struct Nobody;
+
+    impl Frontend for Nobody {
+        fn pick(&self, _: SocketAddrV4, _: &[SocketAddrV4]) -> Option<Backend> {
+            None
+        }
+
+        fn release(&self, _: SocketAddrV4, _: bool) {}
+    }
+
+    #[test]
+    fn a_conversation_outlives_a_question() {
+        let path = Path {
+            listener: Slab::default().insert(()),
+            client: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1),
+            local: None,
+        };
+        // When who spoke (`true`: the endpoint), and when that ends.
+        for (said, due) in [
+            (vec![(100, false)], 100 + LIFE),
+            (vec![(100, false), (101, true)], 101 + LIFE),
+            (vec![(100, false), (900, false)], 900 + LIFE),
+            (vec![(100, false), (101, true), (100 + STREAM, false)], 100 + STREAM + LIFE),
+            (vec![(100, false), (101, true), (101 + STREAM, false)], 101 + STREAM + STREAM_LIFE),
+        ] {
+            let mut flow = Flow::new(path, Arc::new(Nobody), 100);
+            said.iter().for_each(|(when, answer)| flow.touch(*answer, *when));
+            assert_eq!(flow.due(), due, "{said:?}");
+        }
+    }
+}

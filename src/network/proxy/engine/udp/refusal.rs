@@ -83,3 +83,25 @@ fn checksum(bytes: &[u8]) -> u16 {
     }
     !(sum as u16)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_quotes_the_datagram_with_right_checksums() {
+        let (client, local) = ("192.0.2.7:4000".parse().unwrap(), "10.43.0.10:53".parse().unwrap());
+        let packet = port_unreachable(client, local);
+        // A block with its checksum sums up to nothing.
+        for part in [&packet[..IP], &packet[IP..], &packet[IP + ICMP..IP + ICMP + IP]] {
+            assert_eq!(checksum(part), 0);
+        }
+        assert_eq!(packet[IP..IP + 2], [3, 3]);
+        assert_eq!((&packet[12..16], &packet[16..20]), (&[10, 43, 0, 10][..], &[192, 0, 2, 7][..]));
+        let quoted = &packet[IP + ICMP..];
+        assert_eq!((&quoted[12..16], &quoted[16..20]), (&[192, 0, 2, 7][..], &[10, 43, 0, 10][..]));
+        assert_eq!(quoted[IP..IP + 4], [0x0f, 0xa0, 0, 53]);
+    }
+}
