@@ -4,9 +4,12 @@
 
 mod common;
 
-use std::time::Instant;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use common::{Cluster, Netns, PATIENCE, images, run};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 
 /// The course's configuration of its load balancer.
@@ -61,18 +64,28 @@ fn on_a_lan() -> (Cluster, Netns) {
     (cluster, host)
 }
 
-/// What a web client on the host gets, if anything.
-fn fetch(host: &Netns, address: &str) -> Option<String> {
-    let url = format!("http://{address}/");
-    let output = host.command("busybox").args(["wget", "-q", "-T", "2", "-O", "-", &url]).output().unwrap();
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+/// What a web client in a namespace gets, if anything. `address` is without a port for port 80.
+fn fetch(place: &Netns, address: &str) -> Option<String> {
+    let netns = std::fs::File::open(format!("/run/netns/{}", place.0)).unwrap();
+    let address = if address.contains(':') { address.to_owned() } else { format!("{address}:80") };
+    let client = std::thread::spawn(move || {
+        setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+        let patience = Duration::from_secs(2);
+        let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), patience).ok()?;
+        stream.set_read_timeout(Some(patience)).unwrap();
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).ok()?;
+        page.contains("200 OK").then_some(page)
+    });
+    client.join().unwrap()
 }
 
 fn until(what: &str, test: impl Fn() -> bool) {
     let began = Instant::now();
     while !test() {
         assert!(began.elapsed() < PATIENCE, "never: {what}");
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -129,7 +142,7 @@ fn the_course_and_what_users_ask_for() {
     cluster.apply(&service("foreign", 80, "", "loadBalancerClass: example.com/other"));
     cluster.apply(&service("guarded", 80, "", "loadBalancerSourceRanges: [192.168.56.101/32]"));
     let guarded = address(&cluster, "guarded");
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(2));
     assert_eq!(fetch(&host, &guarded), None, "not from there");
     cluster.apply(&service("guarded", 80, "", "loadBalancerSourceRanges: [192.168.56.100/32]"));
     until("from there now", || fetch(&host, &guarded).is_some());
@@ -159,5 +172,7 @@ fn the_course_and_what_users_ask_for() {
     cluster.apply(&service("next", 80, "", ""));
     assert_eq!(address(&cluster, "next"), "192.168.56.200", "free again");
     cluster.k("delete svc --all --wait=false");
+    cluster.stop_daemon(Signal::SIGTERM);
+    run(cluster.netns.command("ip").args(["link", "del", "lan0"]));
     cluster.finish();
 }
