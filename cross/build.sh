@@ -16,8 +16,7 @@ case ${1:-} in
   armv7 | armv7l) target=armv7-unknown-linux-musleabihf linker=arm-linux-musleabihf-gcc ;;
   *) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
-# A panic aborts: nothing ever unwinds, and the tables for it are a megabyte.
-flags="-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no"
+flags="-C target-feature=+crt-static -C relocation-model=static"
 variable=CARGO_TARGET_$(tr a-z- A-Z_ <<<"$target")
 export "${variable}_RUSTFLAGS=$flags"
 
