@@ -12,7 +12,7 @@ const STARTS: usize = 20;
 
 pub fn measure(window: Duration) {
     let mut lan = Lan::new();
-    let mut cluster = Cluster::on(&mut lan);
+    let cluster = Cluster::on(&mut lan);
     let mut agent = Agent::new(&mut lan, "pi-1");
     let before = idle::pss(cluster.daemon_pid());
     cluster.join(&mut agent);
