@@ -13,6 +13,8 @@ if [[ ! " ${missing[*]-} " == *" busybox-static "* ]] && ldd "$(command -v busyb
 command -v cargo >/dev/null || missing+=(cargo-web rustc-web)
 if [[ ${1:-} == tests ]]; then
   command -v kubectl >/dev/null || missing+=(kubernetes-client)
+  command -v nft >/dev/null || missing+=(nftables)
+  command -v sysctl >/dev/null || missing+=(procps)
   [[ -x /usr/sbin/mosquitto ]] || missing+=(mosquitto)
 fi
 ((${#missing[@]})) || exit 0

@@ -1,12 +1,13 @@
 //! What Umiak promises, measured: `benches/run.sh` builds the static release binary and prints the table.
 //!
 //! Run as root on a quiet machine. `IDLE_SECONDS` (default 600) is the length of the idle window. Words on the command
-//! line choose parts: `api`, `watches`, `pods`, `idle`, `restart`, `services`, `dns`, `containers`.
+//! line choose parts: `api`, `watches`, `pods`, `idle`, `restart`, `services`, `dns`, `agent`, `containers`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, unreachable_pub)]
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
+mod agent;
 mod containers;
 mod dns;
 mod idle;
@@ -39,11 +40,10 @@ fn main() {
         with_cluster(|cluster| pods::measure(cluster));
     }
     if wanted("idle") || wanted("restart") {
-        let window = std::env::var("IDLE_SECONDS").map_or(600, |seconds| seconds.parse().unwrap());
         with_cluster(|cluster| {
             idle::start_pods(cluster);
             if wanted("idle") {
-                idle::measure(cluster, Duration::from_secs(window));
+                idle::measure(cluster, window());
             }
             if wanted("restart") {
                 idle::restart(cluster);
@@ -56,12 +56,20 @@ fn main() {
     if wanted("dns") {
         with_cluster(|cluster| dns::measure(cluster));
     }
+    if wanted("agent") {
+        agent::measure(window());
+    }
     if wanted("containers") {
         containers::measure();
     }
     if parts.is_empty() {
         unmeasured();
     }
+}
+
+/// How long an idle window is.
+fn window() -> Duration {
+    Duration::from_secs(std::env::var("IDLE_SECONDS").map_or(600, |seconds| seconds.parse().unwrap()))
 }
 
 /// A fresh server that logs as it does by default, with busybox in its store.
@@ -80,11 +88,7 @@ fn binary() {
 }
 
 fn unmeasured() {
-    let agent = "there is no agent role yet";
-    table::missing("agent idle, PSS", "≤ 8 MB", agent);
-    table::missing("traffic of an idle agent", "≤ 20 KB/h", agent);
-    table::missing("node reboots with no server in reach, pods run again", "≤ 5 s", agent);
-    table::missing("one server, 2 cores", "1,000 agents, 30,000 pods", agent);
+    table::missing("one server, 2 cores", "1,000 agents, 30,000 pods", "no bench yet");
     table::missing(
         "acknowledged writes lost by a power cut",
         "0",

@@ -1,0 +1,65 @@
+//! A board that is not the server: memory and traffic at rest, and how soon a pod runs there.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use crate::common::fleet::{Agent, Lan};
+use crate::common::{self, Cluster, images, leaks, run, run_with_input};
+use crate::{idle, pods, table};
+
+const SETTLE: Duration = Duration::from_secs(40);
+const STARTS: usize = 20;
+
+pub fn measure(window: Duration) {
+    let mut lan = Lan::new();
+    let cluster = Cluster::on(&mut lan);
+    let mut agent = Agent::new(&mut lan, "pi-1");
+    let before = idle::pss(cluster.daemon_pid());
+    cluster.join(&mut agent);
+    agent.import(&images::archive(agent.dir.path(), "busybox.tar", &images::BUSYBOX));
+    starts(&cluster, &agent);
+    std::thread::sleep(SETTLE);
+    let how = "1 running pod, at rest for 40 s, logging debug lines; smaps_rollup";
+    table::at_most("agent idle, PSS", "MB", 8.0, idle::pss(agent.pid()), how);
+    table::plain("server's growth by its first agent, PSS", "MB", idle::pss(cluster.daemon_pid()) - before, how);
+    let from = traffic(&agent);
+    std::thread::sleep(window);
+    let hourly = (traffic(&agent) - from) * 3600.0 / window.as_secs_f64() / 1e3;
+    let how = format!(
+        "both directions of its interface with Ethernet headers over {:.0} s, keepalive 60 s",
+        window.as_secs_f64()
+    );
+    table::at_most("traffic of an idle agent", "KB/h", 20.0, hourly, &how);
+    agent.finish();
+    cluster.finish();
+}
+
+/// Bytes the board sent and received.
+fn traffic(agent: &Agent) -> f64 {
+    let line = run(agent.netns.command("grep").args([leaks::UPLINK, "/proc/net/dev"]));
+    let fields: Vec<f64> =
+        line.split_once(':').unwrap().1.split_whitespace().map(|field| field.parse().unwrap()).collect();
+    fields[0] + fields[8]
+}
+
+fn starts(cluster: &Cluster, agent: &Agent) {
+    let host = agent.dir.path().join("h");
+    fs::create_dir_all(&host).unwrap();
+    let mut times = Vec::new();
+    for n in 0..STARTS {
+        let name = format!("r{n}");
+        let manifest = pods::manifest(&name, &host, "").replacen("containers:", "nodeName: pi-1, containers:", 1);
+        let began = SystemTime::now();
+        run_with_input(cluster.kubectl().args(["apply", "-f", "-"]), &manifest);
+        let limit = std::time::Instant::now() + common::PATIENCE;
+        while !host.join(&name).exists() && std::time::Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let made = fs::metadata(host.join(&name)).unwrap().modified().unwrap();
+        times.push(made.duration_since(began).unwrap_or_default().as_secs_f64() * 1e3);
+    }
+    let how = "median of 20, kubectl apply to the first act of its process, image present, kubectl's own time included";
+    table::at_most("a pod on another board runs", "ms", 300.0, table::median(times), how);
+    let all: Vec<String> = (1..STARTS).map(|n| format!("r{n}")).collect();
+    cluster.k(&format!("delete pods {} --wait=true", all.join(" ")));
+}
