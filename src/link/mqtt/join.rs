@@ -21,6 +21,8 @@ use super::{Bus, random};
 
 /// How long joining may take.
 const LIFE: Duration = Duration::from_secs(120);
+/// Of the connection after the stream.
+const LINGER: Duration = Duration::from_secs(5);
 /// For the TLS handshake in it.
 const HANDSHAKE: Duration = Duration::from_secs(45);
 /// Bytes in one message.
@@ -104,8 +106,8 @@ async fn attempt(address: &str, tls: &ClientTls, topics: &Topics) -> Result<Join
                     break;
                 }
             }
-            // Until the last message is written.
-            to_broker.closed().await;
+            // Time for the last message to be written; the other side may be gone already.
+            let _ = timeout(LINGER, to_broker.closed()).await;
         };
         let arrive = async { tokio::join!(unpack, deliver(messages, to)) };
         tokio::select! {
