@@ -276,6 +276,7 @@ fn a_log_that_cannot_be_written_stops_nothing() {
     std::fs::write(import.join("damaged.tar"), "no archive").unwrap();
     cluster.start_daemon();
     cluster.k("create configmap told --from-literal=a=1");
+    drop(disk);
     cluster.finish();
 }
 
