@@ -19,7 +19,7 @@ use crate::kinds::status::Status;
 use crate::kinds::{Object, meta};
 use crate::link::message::ToNode;
 use crate::network::services::{
-    Endpoint, EndpointPort, Protocol, Service, ServiceChange, ServiceName, ServicePort, Services, Slice,
+    Endpoint, EndpointPort, Hints, Protocol, Service, ServiceChange, ServiceName, ServicePort, Services, Slice,
 };
 use crate::registry::{Event, EventType, ListOptions, Raw, Registry};
 
@@ -247,7 +247,6 @@ fn service(object: &Object, slices: &[Object]) -> Service {
         external_local: meta::text(spec, "externalTrafficPolicy") == "Local",
         health_check_node_port: port_at(spec, "healthCheckNodePort"),
         publish_not_ready: meta::flag(spec, "publishNotReadyAddresses"),
-        prefer_same_node: prefers_node(slices),
         slices: slices.iter().filter_map(slice).collect(),
     }
 }
@@ -294,22 +293,20 @@ fn endpoint(endpoint: &Object) -> Option<Endpoint> {
         address: meta::list_at(endpoint, "/addresses").first()?.as_str()?.parse().ok()?,
         hostname: text("hostname"),
         node: text("nodeName"),
-        for_zones: hints(endpoint, "/hints/forZones").map(str::to_owned).collect(),
+        hints: hints(endpoint).map(Box::new),
         ready,
         serving: condition("serving").unwrap_or(ready),
         terminating: condition("terminating").unwrap_or(false),
     })
 }
 
-fn hints<'a>(endpoint: &'a Object, path: &str) -> impl Iterator<Item = &'a str> {
-    meta::list_at(endpoint, path).iter().filter_map(|hint| hint.get("name")?.as_str())
-}
-
-/// Whether every ready endpoint is meant for the node it is on, as with `trafficDistribution: PreferSameNode`.
-fn prefers_node(slices: &[Object]) -> bool {
-    let endpoints = slices.iter().flat_map(|slice| meta::items(slice, "endpoints"));
-    let mut ready = endpoints.filter(|e| meta::pointer(e, "/conditions/ready") != Some(&Value::Bool(false))).peekable();
-    ready.peek().is_some() && ready.all(|e| hints(e, "/hints/forNodes").any(|node| node == meta::text(e, "nodeName")))
+fn hints(endpoint: &Object) -> Option<Hints> {
+    let names = |path: &str| -> Vec<String> {
+        let hints = meta::list_at(endpoint, path).iter();
+        hints.filter_map(|hint| Some(hint.get("name")?.as_str()?.to_owned())).collect()
+    };
+    let hints = Hints { zones: names("/hints/forZones"), nodes: names("/hints/forNodes") };
+    (hints != Hints::default()).then_some(hints)
 }
 
 #[cfg(test)]
@@ -356,7 +353,7 @@ mod tests {
             "slices": [{
                 "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
                 "endpoints": [
-                    {"address": "10.42.0.5", "hostname": "h", "node": "pi", "forZones": ["east"],
+                    {"address": "10.42.0.5", "hostname": "h", "node": "pi", "hints": {"zones": ["east"], "nodes": ["pi"]},
                      "ready": true, "serving": true, "terminating": false},
                     {"address": "10.42.0.7", "ready": false, "serving": true, "terminating": true},
                 ],
@@ -370,21 +367,5 @@ mod tests {
         let name = json!({"spec": {"type": "ExternalName", "externalName": "www.example.com"}});
         assert_eq!(service(&object(name), &[]).external_name.as_deref(), Some("www.example.com"));
         assert!(service(&object(json!({"spec": {"clusterIPs": ["None"]}})), &[]).cluster_ips.is_empty());
-    }
-
-    #[test]
-    fn the_own_node_goes_first_if_every_ready_endpoint_says_so() {
-        let endpoint = |node: &str, hint: &str, ready: bool| {
-            let hints = json!({"forNodes": [{"name": hint}]});
-            json!({"addresses": ["10.42.0.5"], "nodeName": node, "hints": hints, "conditions": {"ready": ready}})
-        };
-        for (endpoints, expected) in [
-            (json!([]), false),
-            (json!([endpoint("a", "a", true), endpoint("b", "b", true)]), true),
-            (json!([endpoint("a", "a", true), endpoint("b", "", false)]), true),
-            (json!([endpoint("a", "a", true), endpoint("b", "a", true)]), false),
-        ] {
-            assert_eq!(prefers_node(&[object(json!({ "endpoints": endpoints }))]), expected, "{endpoints}");
-        }
     }
 }

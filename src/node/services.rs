@@ -435,7 +435,7 @@ mod tests {
                 address,
                 hostname: None,
                 node: None,
-                for_zones: Vec::new(),
+                hints: None,
                 ready,
                 serving: true,
                 terminating: !ready,
