@@ -28,13 +28,23 @@ pub enum Problem {
     Nodes,
     /// Not even one endpoint for each zone.
     #[error("Insufficient number of endpoints ({endpoints} endpoints, {zones} zones)")]
-    Few { endpoints: usize, zones: usize },
+    Few {
+        /// Ready ones.
+        endpoints: usize,
+        /// That have processors.
+        zones: usize,
+    },
     /// Some zone would be short of endpoints however they are given out.
     #[error(
         "Unable to allocate minimum required endpoints to each zone without exceeding overload threshold \
          ({endpoints} endpoints, {zones} zones)"
     )]
-    Overload { endpoints: usize, zones: usize },
+    Overload {
+        /// Ready ones.
+        endpoints: usize,
+        /// That have processors.
+        zones: usize,
+    },
     /// An endpoint's node is in no zone.
     #[error("One or more endpoints do not have a zone specified")]
     NoZone,
