@@ -15,6 +15,7 @@ use super::Kinds;
 use super::nodes::{Known, Nodes};
 use super::peers::PeerFeed;
 use crate::kinds::endpoint_slice::{SERVICE_NAME, of_service};
+use crate::kinds::service::SOURCE_RANGES;
 use crate::kinds::status::Status;
 use crate::kinds::{Object, meta};
 use crate::link::message::ToNode;
@@ -222,9 +223,6 @@ fn service(object: &Object, slices: &[Object]) -> Service {
     let addresses = |key: &str| -> Vec<_> {
         spec.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(|v| v.as_str()?.parse().ok()).collect()
     };
-    let texts = |key: &str| -> Vec<String> {
-        spec.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(|v| Some(v.as_str()?.into())).collect()
-    };
     let kind = meta::text(spec, "type");
     let ours = kind == "LoadBalancer" && meta::text(spec, "loadBalancerClass").is_empty();
     let ingress = meta::list_at(object, "/status/loadBalancer/ingress").iter().filter_map(Value::as_object);
@@ -240,7 +238,7 @@ fn service(object: &Object, slices: &[Object]) -> Service {
         external_name: (kind == "ExternalName").then(|| meta::text(spec, "externalName").to_owned()),
         external_ips: addresses("externalIPs"),
         load_balancer_ips: ingress.filter(|_| ours).collect(),
-        source_ranges: if kind == "LoadBalancer" { texts("loadBalancerSourceRanges") } else { Vec::new() },
+        source_ranges: if kind == "LoadBalancer" { source_ranges(object, spec) } else { Vec::new() },
         ports: meta::items(spec, "ports").filter_map(service_port).collect(),
         affinity_seconds: affinity.then(|| u32::try_from(timeout).unwrap_or(10_800)),
         internal_local: meta::text(spec, "internalTrafficPolicy") == "Local",
@@ -248,6 +246,16 @@ fn service(object: &Object, slices: &[Object]) -> Service {
         health_check_node_port: port_at(spec, "healthCheckNodePort"),
         publish_not_ready: meta::flag(spec, "publishNotReadyAddresses"),
         slices: slices.iter().filter_map(slice).collect(),
+    }
+}
+
+/// Who may come to the load-balancer addresses; the annotation counts where the field is empty.
+fn source_ranges(object: &Object, spec: &Object) -> Vec<String> {
+    let field = meta::list_at(spec, "/loadBalancerSourceRanges").iter().filter_map(Value::as_str);
+    let ranges: Vec<String> = field.map(str::to_owned).collect();
+    match meta::annotation(object, SOURCE_RANGES) {
+        Some(text) if ranges.is_empty() => text.split(',').map(|range| range.trim().to_owned()).collect(),
+        _ => ranges,
     }
 }
 
@@ -360,6 +368,13 @@ mod tests {
             }],
         });
         assert_eq!(serde_json::to_value(&built).unwrap(), expected);
+
+        let annotation = "192.0.2.7/32, 198.51.100.0/24";
+        let mut annotated = object(lb.clone());
+        meta::set_annotation(&mut annotated, SOURCE_RANGES, annotation);
+        assert_eq!(service(&annotated, &[]).source_ranges, ["192.0.2.0/24"], "the field goes before");
+        meta::set(&mut annotated, "/spec/loadBalancerSourceRanges", json!([]));
+        assert_eq!(service(&annotated, &[]).source_ranges, ["192.0.2.7/32", "198.51.100.0/24"]);
 
         let mut foreign = object(lb);
         meta::set(&mut foreign, "/spec/loadBalancerClass", "example.com/other");
