@@ -17,9 +17,10 @@ use super::identity::{self, Attributes, User};
 use super::query::Query;
 use super::reply::{self, Body, Style};
 use super::route::{self, Target, Verb};
-use super::{Api, discovery, health, openapi, reviews};
+use super::{Api, discovery, health, openapi, proxy, reviews};
 
-/// Longest time until an answer begins. Watches and streams begin at once and are not bounded by it.
+/// Longest time until an answer begins. Watches and streams begin at once and are not bounded by it; who is behind a
+/// proxied request may take as long as the client waits.
 const REQUEST: Duration = Duration::from_secs(60);
 /// Longest name of a field manager in bytes.
 const MAX_MANAGER: usize = 128;
@@ -38,7 +39,8 @@ impl Api {
     /// Answers a request of a user, or of nobody known.
     pub(super) async fn handle(self: Arc<Self>, user: Option<Arc<User>>, request: Request<Incoming>) -> Response<Body> {
         let plain = Style::plain(request.headers());
-        let answer = timeout(REQUEST, self.answer(user, request)).await;
+        let patience = if proxy::is_path(request.uri().path()) { Duration::MAX } else { REQUEST };
+        let answer = timeout(patience, self.answer(user, request)).await;
         let answer = answer.unwrap_or_else(|_| {
             Err(Status::timeout("request did not complete within the allowed duration of 60 seconds"))
         });
@@ -63,7 +65,7 @@ impl Api {
         }
         let (target, verb) = route::resolve(self.registry.kinds(), parts, &head.method, &query)?;
         identity::authorize(&user, &attributes(&target, verb, head.uri.path()))?;
-        let streams = super::pods::is_stream(&target);
+        let streams = super::pods::is_stream(&target) || proxy::is_proxy(&target);
         let _permit = match verb {
             Verb::Watch => None,
             _ if streams => None,
