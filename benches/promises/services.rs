@@ -40,8 +40,6 @@ pub fn measure(cluster: &mut Cluster) {
     let address = cluster_address(cluster, "web");
     rolling(cluster, address);
     restart(cluster, address);
-    cluster.k("delete deployment/web service/web --wait=true");
-    thousand(cluster);
 }
 
 fn cluster_address(cluster: &Cluster, service: &str) -> SocketAddr {
@@ -141,7 +139,7 @@ fn longest_gap(address: SocketAddr, over: &AtomicBool) -> f64 {
 }
 
 /// Memory, start-up and reaction with many Services, whose endpoints all answer.
-fn thousand(cluster: &mut Cluster) {
+pub fn thousand(cluster: &mut Cluster) {
     let over = serve(cluster);
     std::thread::sleep(Duration::from_secs(20));
     let before = idle::pss(cluster.daemon_pid());

@@ -10,6 +10,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
+use crate::kinds::Kind;
 use crate::kinds::status::{FieldError, Status};
 use crate::registry::{FieldValidation, WriteOptions};
 
@@ -72,8 +73,11 @@ impl Api {
             verb => Some(self.limits.request(verb.mutates())?),
         };
         let style = if streams { Style::plain(&head.headers) } else { Style::of(&head.headers, &query)? };
+        let deprecation = deprecation(&target.kind);
         let call = Call { api: self.clone(), user, target, query, head, style };
-        call.run(verb, body).await
+        let mut response = call.run(verb, body).await?;
+        reply::warn(response.headers_mut(), deprecation.map(str::to_owned).into_iter().collect());
+        Ok(response)
     }
 
     /// What is served beside resources: discovery, OpenAPI.
@@ -91,6 +95,12 @@ impl Api {
         style.pretty = Style::of(&head.headers, query).is_ok_and(|style| style.pretty);
         discovery::answer(self.registry.kinds(), path, accept, style, &head.headers)
     }
+}
+
+/// What clients of a kind are warned of.
+fn deprecation(kind: &Kind) -> Option<&'static str> {
+    let is_endpoints = kind.group.is_empty() && kind.plural == "endpoints";
+    is_endpoints.then_some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
 }
 
 fn attributes<'a>(target: &'a Target, verb: Verb, path: &'a str) -> Attributes<'a> {
