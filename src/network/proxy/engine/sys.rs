@@ -36,7 +36,6 @@ pub(super) fn tcp_listener(address: SocketAddrV4, steer: Option<&Steer>) -> io::
     setsockopt(&listener, sockopt::ReusePort, &true)?;
     allow_any_address(&listener, address)?;
     setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
-    keep_alive(&listener)?;
     let steer = steer.filter(|_| !address.ip().is_unspecified());
     let port = if steer.is_some() { 0 } else { address.port() };
     bind(listener.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(*address.ip(), port)))?;
@@ -95,7 +94,6 @@ pub(super) fn accept(listener: &OwnedFd) -> nix::Result<(TcpStream, SocketAddrV4
 /// go with; [`acknowledge`] where there is none.
 pub(super) fn tcp_connect(endpoint: SocketAddrV4, source: Option<Ipv4Addr>) -> nix::Result<TcpStream> {
     let stream = stream_socket()?;
-    setsockopt(&stream, sockopt::TcpNoDelay, &true)?;
     set_quick_acknowledgement(&stream, false);
     if let Some(source) = source {
         bind_transparent(&stream, source)?;
