@@ -69,9 +69,11 @@ impl HealthChecks {
 async fn serve(port: u16, health: watch::Receiver<Health>) {
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut connections = JoinSet::new();
+    let mut said = false;
     loop {
         let error = match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await {
             Ok(listener) => loop {
+                said = false;
                 // Never closed.
                 let Ok(place) = clients.clone().acquire_owned().await else { return };
                 tokio::select! {
@@ -92,7 +94,9 @@ async fn serve(port: u16, health: watch::Receiver<Health>) {
             Err(error) => error,
         };
         let service = health.borrow().clone();
-        tracing::warn!(service.namespace, service.name, port, %error, "the health check of the Service cannot be served");
+        if !std::mem::replace(&mut said, true) {
+            tracing::warn!(service.namespace, service.name, port, %error, "the health check of the Service cannot be served");
+        }
         tokio::time::sleep(AGAIN).await;
     }
 }
