@@ -10,6 +10,7 @@ mod common;
 mod agent;
 mod containers;
 mod dns;
+mod docker;
 mod idle;
 mod load;
 mod pods;
