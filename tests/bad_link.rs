@@ -55,7 +55,8 @@ impl Trial {
             eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
         };
         let ready = r#"get node pi-far -o jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
-        let running = |name: &str| format!("get pod {name} -o jsonpath={{.status.conditions[?(@.type==\"Ready\")].status}}");
+        let running =
+            |name: &str| format!("get pod {name} -o jsonpath={{.status.conditions[?(@.type==\"Ready\")].status}}");
         let token = cluster.token(&[]);
         step("join, to Ready", &mut || {
             agent.start(&["--token", &token]);
@@ -74,10 +75,10 @@ impl Trial {
         std::fs::write(&blob, &bytes).unwrap();
         let sum = run(Command::new("sha256sum").arg(&blob));
         run(cluster.kubectl().args(["create", "configmap", "big", "--from-file"]).arg(&blob));
-        let mounted = POD.replace("SCRIPT", "sha256sum /big/blob").replace(
-            "    image: busybox",
-            "    image: busybox\n    volumeMounts: [{name: big, mountPath: /big}]",
-        ) + "  volumes: [{name: big, configMap: {name: big}}]\n";
+        let mounted = POD
+            .replace("SCRIPT", "sha256sum /big/blob")
+            .replace("    image: busybox", "    image: busybox\n    volumeMounts: [{name: big, mountPath: /big}]")
+            + "  volumes: [{name: big, configMap: {name: big}}]\n";
         let began = Instant::now();
         cluster.apply(&mounted.replace("NAME", "large"));
         step("exec while the ConfigMap is on its way", &mut || {
@@ -114,7 +115,8 @@ impl Trial {
 
     /// kubectl's output, however long it takes.
     fn kubectl(&self, cluster: &Cluster, words: &str) -> String {
-        let child = cluster.kubectl().args(words.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child =
+            cluster.kubectl().args(words.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let output = child.unwrap().wait_with_output().unwrap();
         assert!(output.status.success(), "kubectl {words}: {}", text(&output.stderr));
         text(&output.stdout)

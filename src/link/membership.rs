@@ -22,7 +22,7 @@ use crate::pki::Fingerprint;
 /// Longest message in bytes.
 const MAX_MESSAGE: usize = 64 << 10;
 /// A side that says nothing for this long is given up.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Begins every token, so that one is recognised when it lies about.
 const PREFIX: &str = "umiak1_";
 

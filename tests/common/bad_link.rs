@@ -192,7 +192,8 @@ fn tap(netns: &Netns, name: &str) -> File {
     // A thread of its own: it stays in the namespace until it ends.
     let made = std::thread::spawn(move || {
         setns(File::open(&netns).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
-        let tun = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun").unwrap();
+        let tun =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun").unwrap();
         // SAFETY: all-zero bytes are a valid ifreq.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {

@@ -148,7 +148,17 @@ impl Agent {
 
     fn of(name: &str, netns: Netns, address: String, router: Option<Router>) -> Self {
         let dir = tempfile::Builder::new().prefix("umiak-test-").tempdir().unwrap();
-        Self { name: name.to_owned(), netns, dir, daemon: None, starts: 0, router, link: None, address, patience: PATIENCE }
+        Self {
+            name: name.to_owned(),
+            netns,
+            dir,
+            daemon: None,
+            starts: 0,
+            router,
+            link: None,
+            address,
+            patience: PATIENCE,
+        }
     }
 
     pub fn data_dir(&self) -> PathBuf {

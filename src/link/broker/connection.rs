@@ -22,8 +22,8 @@ use crate::link::mqtt::tls::{ServerTls, node_name};
 use crate::link::mqtt::topic::{Identity, identify};
 use crate::link::mqtt::{Allowed, MAX_PACKET, PacketError, PacketReader, encode};
 
-/// From the first byte to CONNECT.
-const HANDSHAKE: Duration = Duration::from_secs(30);
+/// From the first byte to CONNECT, on a link that is slow and loses packets.
+const HANDSHAKE: Duration = Duration::from_secs(60);
 /// Largest packet of a client that is not accepted yet, in bytes.
 const MAX_CONNECT: usize = 4096;
 /// Silence of a client that asks for no limit, or for more.

@@ -25,7 +25,7 @@ use crate::link::{NodeEnd, OPENING, Open, QUEUE};
 /// Messages of one connection that wait.
 const CARRIER: usize = 16;
 /// For both ends to prove who they are.
-const HANDSHAKE: Duration = Duration::from_secs(45);
+const HANDSHAKE: Duration = Duration::from_secs(90);
 /// A session that held this long was a good one: the next attempt comes at once.
 const GOOD: Duration = Duration::from_secs(20);
 /// When a server comes to a broker, its nodes begin their sessions spread over this time.

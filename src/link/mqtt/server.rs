@@ -25,7 +25,7 @@ use crate::link::{OPENING, QUEUE, ServerEnd};
 /// Messages of one session that wait. An honest node never has so many under way.
 const MESSAGES: usize = 512;
 /// For a node to prove itself, on a link that is slow and loses packets.
-const HANDSHAKE: Duration = Duration::from_secs(45);
+const HANDSHAKE: Duration = Duration::from_secs(90);
 /// Between two beginnings of sessions by one node, or two resets sent to it.
 const CALM: Duration = Duration::from_millis(200);
 /// How many may join at once; the built-in broker sees to it as well.

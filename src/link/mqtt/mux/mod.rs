@@ -33,7 +33,7 @@ const ACK_DELAY: Duration = Duration::from_millis(25);
 /// With so many bytes to acknowledge it waits no longer.
 const ACK_BYTES: usize = 8 * 1024;
 /// After this long without any acknowledgement the other end counts as gone.
-const STALL: Duration = Duration::from_secs(30);
+const STALL: Duration = Duration::from_secs(75);
 /// Streams at once.
 const MAX_STREAMS: usize = 256;
 
@@ -206,7 +206,7 @@ impl Mux {
         self.send(Kind::Start, 0, &VERSION.to_be_bytes(), &[])?;
         self.read(&channels.role)?;
         loop {
-            self.fill(&mut channels.events)?;
+            self.fill(&mut channels.events, &mut channels.role)?;
             let idle = self.outbox.is_empty();
             let room = idle && self.pace.has_room();
             let between = self.out.sending.is_none();
@@ -236,7 +236,7 @@ impl Mux {
                 message = channels.to_send.recv(), if room && between => {
                     self.out.sending = Some(Sending { message: message.ok_or(End::Closed)?, at: 0 });
                 }
-                open = opened(&mut channels.role), if room && self.streams.len() < MAX_STREAMS => self.open(open)?,
+                open = opened(&mut channels.role), if room && self.may_open() => self.open(open)?,
                 Some(event) = channels.events.recv(), if room && stuck => self.event(event)?,
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     if let Ok(id) = ended {
@@ -254,7 +254,7 @@ impl Mux {
     }
 
     /// Makes the next frame, if it is time for one.
-    fn fill(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), End> {
+    fn fill(&mut self, events: &mut mpsc::Receiver<Event>, role: &mut Role<'_>) -> Result<(), End> {
         if !self.outbox.is_empty() {
             return Ok(());
         }
@@ -264,10 +264,13 @@ impl Mux {
             return self.send(Kind::Credit, 0, &(bytes as u32).to_be_bytes(), &[]);
         }
         if self.pace.has_room() && self.out.sending.is_some() {
-            if std::mem::take(&mut self.out.yields)
-                && let Ok(event) = events.try_recv()
-            {
-                return self.event(event);
+            if std::mem::take(&mut self.out.yields) {
+                if let Some(open) = self.may_open().then(|| waiting(role)).flatten() {
+                    return self.open(open);
+                }
+                if let Ok(event) = events.try_recv() {
+                    return self.event(event);
+                }
             }
             self.send_control()?;
         }
@@ -388,6 +391,10 @@ impl Mux {
         self.tasks.spawn(task);
     }
 
+    fn may_open(&self) -> bool {
+        self.streams.len() < MAX_STREAMS
+    }
+
     /// The application opens a stream.
     fn open(&mut self, open: Open) -> Result<(), End> {
         let Open { request, stream } = open;
@@ -451,6 +458,14 @@ impl Inward {
             self.owed += content.len();
         }
         Ok(())
+    }
+}
+
+/// A stream the application wants to open, if there is one now.
+fn waiting(role: &mut Role<'_>) -> Option<Open> {
+    match role {
+        Role::Server(opens) => opens.try_recv().ok(),
+        Role::Node(_) => None,
     }
 }
 

@@ -18,8 +18,10 @@ const LARGEST: usize = 512 * 1024;
 const FRAMES: usize = 256;
 /// Acknowledgements delayed by less than this let the window grow.
 const QUICK: Duration = Duration::from_millis(400);
-/// Those delayed by more make it shrink.
+/// Those delayed by more make it shrink, if several come in a row: a queue delays all of them, a packet that was lost
+/// and sent again only some.
 const SLOW: Duration = Duration::from_millis(700);
+const IN_A_ROW: u32 = 3;
 
 /// The window of one direction.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub(super) struct Pace {
     base: Option<Duration>,
     /// A frame whose round trip is being measured.
     sample: Option<(u64, Instant)>,
+    /// Slow round trips in a row.
+    slow: u32,
     /// The window was the limit since the last measurement.
     limited: bool,
     /// When the other end last confirmed something, or something was sent after a pause.
@@ -50,6 +54,7 @@ impl Pace {
             sent: 0,
             base: None,
             sample: None,
+            slow: 0,
             limited: false,
             alive: now,
         }
@@ -117,7 +122,9 @@ impl Pace {
         let base = self.base.map_or(trip, |base| base.min(trip));
         self.base = Some(base);
         let queued = trip - base;
-        if queued > SLOW {
+        self.slow = if queued > SLOW { self.slow + 1 } else { 0 };
+        if self.slow >= IN_A_ROW {
+            self.slow = 0;
             if self.window == SMALLEST {
                 // It cannot be a queue of ours: the way has become longer.
                 self.base = Some(base + (trip - base) / 8);

@@ -208,6 +208,21 @@ async fn a_slow_link_works() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_opens_beside_a_long_message() {
+    let faults = Faults { rate: 8_000, delay: Duration::from_millis(250), ..Faults::default() };
+    let mut world = World::new(7, faults);
+    let mut end = world.end().await;
+    end.rx.recv().await.unwrap();
+    end.tx.send(Sequence::start().wrap(pod(1, 1 << 20))).await.unwrap();
+    sleep(Duration::from_secs(10)).await;
+    let asked = Instant::now();
+    let (ours, mut theirs) = open(&mut world, &end).await;
+    ours.tx.send(Frame { channel: Channel::Stdin, data: Bytes::from_static(b"ls\n") }).await.unwrap();
+    timeout(LONG, theirs.rx.recv()).await.unwrap().unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_in_which_nothing_is_said_is_silent() {
     let mut world = World::new(3, Faults::default());
     let mut end = world.end().await;
