@@ -103,7 +103,7 @@ impl Changes {
         let Bound { spec } = event.object.parse()?;
         let waiting = self.waiting();
         for subscriber in waiting.nodes.get(&spec.node_name).into_iter().flatten() {
-            subscriber.note(|news| drop(news.pods.insert(event.object.key.clone())));
+            subscriber.note(|news| news.pods.extend([event.object.key.clone()]));
         }
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Changes {
     fn object(&self, reference: Reference) {
         let waiting = self.waiting();
         for subscriber in waiting.users.get(&reference).into_iter().flatten() {
-            subscriber.note(|news| drop(news.objects.insert(reference.clone())));
+            subscriber.note(|news| news.objects.extend([reference.clone()]));
         }
     }
 }
@@ -149,23 +149,30 @@ impl Subscription<'_> {
         }
     }
 
-    /// These objects are what the node uses now.
-    pub(super) fn uses(&mut self, now: HashSet<Reference>) {
-        let mut waiting = self.changes.waiting();
-        for reference in now.difference(&self.uses) {
+    /// From now on the node hears of an object. To be said before it is looked up, so that no change is missed.
+    pub(super) fn uses(&mut self, reference: &Reference) {
+        if self.uses.insert(reference.clone()) {
+            let mut waiting = self.changes.waiting();
             waiting.users.entry(reference.clone()).or_default().push(self.subscriber.clone());
         }
-        for reference in self.uses.difference(&now) {
-            leave(&mut waiting.users, reference, &self.subscriber);
-        }
-        drop(waiting);
-        self.uses = now;
+    }
+
+    /// It hears of no others any more.
+    pub(super) fn uses_only(&mut self, now: &HashSet<&Reference>) {
+        let mut waiting = self.changes.waiting();
+        self.uses.retain(|reference| {
+            let used = now.contains(reference);
+            if !used {
+                leave(&mut waiting.users, reference, &self.subscriber);
+            }
+            used
+        });
     }
 }
 
 impl Drop for Subscription<'_> {
     fn drop(&mut self) {
-        self.uses(HashSet::new());
+        self.uses_only(&HashSet::new());
         leave(&mut self.changes.waiting().nodes, self.node, &self.subscriber);
     }
 }
@@ -210,14 +217,16 @@ mod tests {
     async fn who_uses_an_object_hears_of_it() {
         let changes = Changes::default();
         let (mut a, mut b) = (changes.subscribe("a"), changes.subscribe("b"));
-        a.uses([config_map("x"), config_map("y")].into());
-        b.uses([config_map("y")].into());
+        let (x, y) = (config_map("x"), config_map("y"));
+        a.uses(&x);
+        a.uses(&y);
+        b.uses(&y);
         changes.object(config_map("x"));
         changes.object(config_map("y"));
         changes.object(config_map("z"));
         assert_eq!(a.next().await.objects, [config_map("x"), config_map("y")].into());
         assert_eq!(b.next().await.objects, [config_map("y")].into());
-        a.uses([config_map("y")].into());
+        a.uses_only(&[&y].into());
         changes.object(config_map("x"));
         changes.object(config_map("y"));
         assert_eq!(a.next().await.objects, [config_map("y")].into());

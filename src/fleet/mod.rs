@@ -4,6 +4,7 @@
 //! comes back, [`lease`] shows that the node is there and [`presence`] that it is not. [`members`] says who is a node.
 
 pub mod addresses;
+mod changes;
 mod desired;
 mod lease;
 pub mod members;
@@ -46,6 +47,7 @@ pub struct Fleet {
     kinds: Kinds,
     events: EventRecorder,
     cluster: services::Cluster,
+    changes: changes::Changes,
     sessions: Mutex<HashMap<String, Session>>,
 }
 
@@ -112,13 +114,17 @@ impl Fleet {
             kinds,
             events,
             cluster: services::Cluster::default(),
+            changes: changes::Changes::default(),
             sessions: Mutex::default(),
         }))
     }
 
-    /// Keeps up to date what nodes are told of Services; never ends. Without it they are told of no Service.
-    pub async fn follow_services(&self) {
-        self.cluster.follow(&self.registry, &self.kinds).await;
+    /// Keeps up to date what nodes are told; never ends. Without it they are told of no Service and of no change.
+    pub async fn follow(&self) {
+        tokio::join!(
+            self.cluster.follow(&self.registry, &self.kinds),
+            self.changes.follow(&self.registry, &self.kinds),
+        );
     }
 
     /// Looks after one node until its carrier is gone, a newer one takes its place, or its Node object is removed: the

@@ -67,7 +67,7 @@ impl Parts {
         });
         let fleet = Fleet::new(registry.clone(), events).map_err(Error::Bootstrap)?;
         let following = fleet.clone();
-        spawn(&mut tasks, "the Services", registry, |_| async move { following.follow_services().await });
+        spawn(&mut tasks, "the fleet's view", registry, |_| async move { following.follow().await });
         let members = Members::new(fleet.clone(), ca.clone(), cluster(config));
         let watching = members.clone();
         spawn(&mut tasks, "the watch over nodes", registry, |_| async move { watching.watch_over().await });
