@@ -27,6 +27,7 @@ use umiak::pki::{pem_certificates, roots};
 use crate::common::{Cluster, run_with_input};
 use crate::{idle, table};
 
+const SERVER: &str = "127.0.0.1:8883";
 /// Boards that are joining at the same time, as the server allows.
 const JOINING: usize = 12;
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -50,7 +51,8 @@ pub fn measure(window: Duration) {
     cluster.server_args.extend(["--no-node", "--cluster-cidr", "10.0.0.0/12"]);
     cluster.start_daemon();
     let pid = cluster.daemon_pid();
-    let tokens: Vec<Token> = (0..count).map(|_| cluster.token(&["--ttl", "2h"]).parse().unwrap()).collect();
+    let tokens: Vec<Token> =
+        (0..count).map(|_| cluster.token(&["--ttl", "2h", "--server", SERVER]).parse().unwrap()).collect();
     std::thread::sleep(SETTLE);
     let (pss, cpu) = (idle::pss(pid), idle::cpu(pid));
 
@@ -165,7 +167,7 @@ async fn board(
         let key = rustls::pki_types::pem::PemObject::from_pem_slice(key.as_bytes()).map_err(TlsError::of)?;
         ClientTls::new(ca.clone(), chain.clone(), key, clock.clone())
     };
-    let (_addresses, addresses) = watch::channel(vec!["127.0.0.1:8883".to_owned()]);
+    let (_addresses, addresses) = watch::channel(vec![SERVER.to_owned()]);
     let config = NodeConfig {
         cluster: cluster_id(&token.ca),
         node: granted.name.clone(),
@@ -211,7 +213,7 @@ async fn join(number: usize, token: &Token, key: &NodeKey, clock: &Arc<Clock>) -
         token: Some((token.id.clone(), token.secret.clone())),
         pod_cidr: None,
     };
-    let (server, cluster) = (["127.0.0.1:8883".to_owned()], cluster_id(&token.ca));
+    let (server, cluster) = ([SERVER.to_owned()], cluster_id(&token.ca));
     loop {
         if let Ok(mut stream) = mqtt::join(&server, *token.ca.bytes(), &cluster, clock.clone()).await {
             match ask(&mut stream, &request).await {

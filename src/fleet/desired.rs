@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::Fleet;
 use super::changes::{News, Subscription};
@@ -13,6 +13,7 @@ use super::services::Feed;
 use crate::kinds::Object;
 use crate::kinds::meta;
 use crate::kinds::status::Status;
+use crate::link::channel;
 use crate::link::message::{Dependency, DesiredPod, Envelope, Reference, Sequence, ToNode, references};
 use crate::registry::ListOptions;
 use crate::store::Key;
@@ -35,7 +36,7 @@ pub(super) async fn keep(
     fleet: &Fleet,
     node: &str,
     mut asked: watch::Receiver<u64>,
-    to_node: mpsc::Sender<Envelope<ToNode>>,
+    to_node: channel::Sender<Envelope<ToNode>>,
 ) {
     if asked.wait_for(|n| *n > 0).await.is_err() {
         return;
@@ -69,7 +70,7 @@ struct Told {
 struct Teller<'a> {
     fleet: &'a Fleet,
     node: &'a str,
-    to_node: mpsc::Sender<Envelope<ToNode>>,
+    to_node: channel::Sender<Envelope<ToNode>>,
     sequence: Sequence,
     /// By UID.
     told: BTreeMap<String, Told>,
@@ -244,7 +245,7 @@ impl Teller<'_> {
 }
 
 /// Waits for room for a message; `false` when the carrier is gone.
-async fn has_room(to_node: &mpsc::Sender<Envelope<ToNode>>) -> bool {
+async fn has_room(to_node: &channel::Sender<Envelope<ToNode>>) -> bool {
     to_node.reserve().await.is_ok()
 }
 

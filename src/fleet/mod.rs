@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::events::EventRecorder;
@@ -32,7 +32,7 @@ use crate::kinds::Kind;
 use crate::kinds::status::Status;
 use crate::link::message::{Arrivals, Envelope, Order, ToServer};
 use crate::link::stream::{Stream, StreamRequest};
-use crate::link::{Open, ServerEnd};
+use crate::link::{Open, ServerEnd, channel};
 use crate::registry::Registry;
 
 /// The field manager of what nodes report.
@@ -53,7 +53,7 @@ pub struct Fleet {
 
 /// A connected node.
 struct Session {
-    streams: mpsc::Sender<Open>,
+    streams: channel::Sender<Open>,
     uid: Option<String>,
     /// Ends a session of a member; asks the server's own node, which is one by itself, for everything.
     end: Arc<Notify>,
@@ -169,7 +169,7 @@ impl Fleet {
     async fn receive(
         &self,
         member: &Member,
-        mut rx: mpsc::Receiver<Envelope<ToServer>>,
+        mut rx: channel::Receiver<Envelope<ToServer>>,
         ask: &watch::Sender<u64>,
         present: &watch::Sender<bool>,
     ) {

@@ -20,7 +20,7 @@ use super::tls::{ClientTls, TlsError, server_name};
 use super::topic::{PRESENCE, RESET, SESSION, Topics};
 use super::{random, session};
 use crate::link::message::{Envelope, ToNode, ToServer};
-use crate::link::{NodeEnd, OPENING, Open, QUEUE};
+use crate::link::{NodeEnd, OPENING, Open, QUEUE, channel};
 
 /// Messages of one connection that wait.
 const CARRIER: usize = 16;
@@ -83,9 +83,9 @@ pub(super) struct Link {
     topics: Topics,
     tls: TlsProvider,
     state: watch::Sender<LinkState>,
-    up: mpsc::Receiver<Envelope<ToServer>>,
-    down: mpsc::Sender<Envelope<ToNode>>,
-    opened: mpsc::Sender<Open>,
+    up: channel::Receiver<Envelope<ToServer>>,
+    down: channel::Sender<Envelope<ToNode>>,
+    opened: channel::Sender<Open>,
     /// Said, and not confirmed.
     again: VecDeque<Bytes>,
     /// Sessions there were; the epoch of what arrives.
@@ -125,9 +125,9 @@ impl Said {
 
 impl Link {
     pub(super) fn new(config: NodeConfig, tls: TlsProvider) -> (NodeEnd, watch::Receiver<LinkState>, Self) {
-        let (down, down_rx) = mpsc::channel(QUEUE);
-        let (up_tx, up) = mpsc::channel(QUEUE);
-        let (opened, open_rx) = mpsc::channel(OPENING);
+        let (down, down_rx) = channel::channel(QUEUE);
+        let (up_tx, up) = channel::channel(QUEUE);
+        let (opened, open_rx) = channel::channel(OPENING);
         let (state, watched) = watch::channel(LinkState::default());
         let topics = Topics::new(&config.cluster);
         let (again, sessions, backoff) = (VecDeque::new(), 0, Backoff::default());
@@ -271,8 +271,8 @@ impl Link {
         incoming: &mut mpsc::Receiver<(String, Bytes)>,
     ) -> After {
         let begun = Instant::now();
-        let (to_session, messages) = mpsc::channel(CARRIER);
-        let (carrier, from_session) = mpsc::channel(1);
+        let (to_session, messages) = channel::channel(CARRIER);
+        let (carrier, from_session) = channel::channel(1);
         let (mut said, mut lost) = (None, false);
         let node = &self.config.node;
         let (up, down) = (self.topics.up(node, SESSION), self.topics.down(node, SESSION));
@@ -333,7 +333,7 @@ impl Link {
 }
 
 /// Carries a session's messages to the connection.
-async fn pass(mut from: mpsc::Receiver<Bytes>, topic: String, to: &mpsc::Sender<(String, Bytes)>) -> Infallible {
+async fn pass(mut from: channel::Receiver<Bytes>, topic: String, to: &mpsc::Sender<(String, Bytes)>) -> Infallible {
     while let Some(message) = from.recv().await {
         if to.send((topic.clone(), message)).await.is_err() {
             break;
@@ -345,21 +345,21 @@ async fn pass(mut from: mpsc::Receiver<Bytes>, topic: String, to: &mpsc::Sender<
 struct Talk<'a> {
     id: SessionId,
     tls: &'a ClientTls,
-    messages: mpsc::Receiver<Bytes>,
-    carrier: mpsc::Sender<Bytes>,
+    messages: channel::Receiver<Bytes>,
+    carrier: channel::Sender<Bytes>,
     epoch: u64,
     state: &'a watch::Sender<LinkState>,
     again: &'a mut VecDeque<Bytes>,
-    up: &'a mut mpsc::Receiver<Envelope<ToServer>>,
-    down: &'a mpsc::Sender<Envelope<ToNode>>,
-    opened: &'a mpsc::Sender<Open>,
+    up: &'a mut channel::Receiver<Envelope<ToServer>>,
+    down: &'a channel::Sender<Envelope<ToNode>>,
+    opened: &'a channel::Sender<Open>,
 }
 
 /// What a session says and hears, from its handshake on.
 async fn talk(talk: Talk<'_>) -> End {
     let Talk { id, tls, messages, carrier, epoch, state, again, up, down, opened } = talk;
-    let (to_send, sends) = mpsc::channel(1);
-    let (received, receives) = mpsc::channel(1);
+    let (to_send, sends) = channel::channel(1);
+    let (received, receives) = channel::channel(1);
     let (started, version) = oneshot::channel();
     let role = Role::Node(opened);
     let mut ends = Ends { messages, carrier, to_send: sends, received, longest: TO_NODE, started, role };

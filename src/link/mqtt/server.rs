@@ -20,7 +20,7 @@ use super::seal::{self, Seal, SessionId};
 use super::tls::{ServerTls, node_name};
 use super::topic::{PRESENCE, RESET, SESSION, Topics, Up};
 use super::{Bus, Event, Inbox, session};
-use crate::link::{OPENING, QUEUE, ServerEnd};
+use crate::link::{OPENING, QUEUE, ServerEnd, channel};
 
 /// Messages of one session that wait. An honest node never has so many under way.
 const MESSAGES: usize = 512;
@@ -105,7 +105,7 @@ struct Proven {
 /// A session's task.
 struct Task {
     session: SessionId,
-    messages: mpsc::Sender<Bytes>,
+    messages: channel::Sender<Bytes>,
     abort: AbortHandle,
 }
 
@@ -205,7 +205,7 @@ impl Server {
             if let Some(known) = task
                 && known.session == session
             {
-                if let Err(mpsc::error::TrySendError::Full(_)) = known.messages.try_send(message) {
+                if let Err(channel::TrySendError::Full) = known.messages.try_send(message) {
                     tracing::warn!(node = name, "more messages at once than the protocol allows");
                     *task = None;
                 }
@@ -219,7 +219,7 @@ impl Server {
             self.reset(name, session);
             return;
         }
-        let (messages, receiver) = mpsc::channel(MESSAGES);
+        let (messages, receiver) = channel::channel(MESSAGES);
         // There is room for the first.
         let _ = messages.try_send(message);
         let task = serve(self.shared.clone(), name.to_owned(), session, receiver);
@@ -305,7 +305,7 @@ impl Server {
 }
 
 /// A node's session, from its first message to its end.
-async fn serve(shared: Arc<Shared>, node: String, session: SessionId, messages: mpsc::Receiver<Bytes>) -> Ended {
+async fn serve(shared: Arc<Shared>, node: String, session: SessionId, messages: channel::Receiver<Bytes>) -> Ended {
     let end = match Box::pin(talk(&shared, &node, session, messages)).await {
         Ok(never) => match never {},
         Err(end) => end,
@@ -324,9 +324,9 @@ async fn talk(
     shared: &Shared,
     node: &str,
     session: SessionId,
-    messages: mpsc::Receiver<Bytes>,
+    messages: channel::Receiver<Bytes>,
 ) -> Result<std::convert::Infallible, End> {
-    let (carrier, mut to_carry) = mpsc::channel::<Bytes>(1);
+    let (carrier, mut to_carry) = channel::channel::<Bytes>(1);
     let carry = async {
         while let Some(message) = to_carry.recv().await {
             if shared.bus.to_node(node, SESSION, message).await.is_err() {
@@ -335,12 +335,12 @@ async fn talk(
         }
         End::Carrier
     };
-    let (to_send, sends) = mpsc::channel(1);
-    let (received, receives) = mpsc::channel(1);
+    let (to_send, sends) = channel::channel(1);
+    let (received, receives) = channel::channel(1);
     let (started, version) = oneshot::channel();
-    let (down_tx, mut down_rx) = mpsc::channel(QUEUE);
-    let (up_tx, up_rx) = mpsc::channel(QUEUE);
-    let (open_tx, mut open_rx) = mpsc::channel(OPENING);
+    let (down_tx, mut down_rx) = channel::channel(QUEUE);
+    let (up_tx, up_rx) = channel::channel(QUEUE);
+    let (open_tx, mut open_rx) = channel::channel(OPENING);
     let accepted = ServerEnd { rx: up_rx, tx: down_tx, streams: open_tx };
     let run = async {
         let role = Role::Server(&mut open_rx);

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -24,9 +24,9 @@ use self::frame::{Frame, Kind};
 use self::pace::Pace;
 use self::stream::{Event, Handle, STEP, Violation, WINDOW};
 use super::seal::{Seal, SealError};
-use crate::link::Open;
 use crate::link::message::VERSION;
 use crate::link::stream::Stream;
+use crate::link::{Open, channel};
 
 /// An acknowledgement waits so long for something to go with.
 const ACK_DELAY: Duration = Duration::from_millis(25);
@@ -63,21 +63,21 @@ impl From<Violation> for End {
 /// Which end of a session this is.
 pub(super) enum Role<'a> {
     /// The server's: it opens streams.
-    Server(&'a mut mpsc::Receiver<Open>),
+    Server(&'a mut channel::Receiver<Open>),
     /// The node's: it serves them.
-    Node(&'a mpsc::Sender<Open>),
+    Node(&'a channel::Sender<Open>),
 }
 
 /// What a session is connected with.
 pub(super) struct Ends<'a> {
     /// Messages of the carrier, as they come in.
-    pub(super) messages: mpsc::Receiver<Bytes>,
+    pub(super) messages: channel::Receiver<Bytes>,
     /// Messages for the carrier.
-    pub(super) carrier: mpsc::Sender<Bytes>,
+    pub(super) carrier: channel::Sender<Bytes>,
     /// Control messages to send.
-    pub(super) to_send: mpsc::Receiver<Bytes>,
+    pub(super) to_send: channel::Receiver<Bytes>,
     /// Control messages that came in.
-    pub(super) received: mpsc::Sender<Bytes>,
+    pub(super) received: channel::Sender<Bytes>,
     /// Bytes of one control message at most.
     pub(super) longest: usize,
     /// Is told the other end's version once it has spoken.
@@ -105,7 +105,7 @@ pub(super) async fn handshake(seal: &mut Seal, ends: &mut Ends<'_>) -> Result<By
 pub(super) async fn run(seal: Seal, plain: BytesMut, ends: Ends<'_>) -> (End, Vec<Bytes>) {
     let Ends { messages, carrier, to_send, received, longest, started, role } = ends;
     let now = Instant::now();
-    let (events_in, events) = mpsc::channel(1);
+    let (events_in, events) = channel::channel(1);
     let pace = Pace::new(now);
     let chunk = Arc::new(AtomicUsize::new(pace.chunk()));
     let mut mux = Mux {
@@ -144,11 +144,11 @@ pub(super) async fn run(seal: Seal, plain: BytesMut, ends: Ends<'_>) -> (End, Ve
 }
 
 struct Channels<'a> {
-    messages: mpsc::Receiver<Bytes>,
-    carrier: mpsc::Sender<Bytes>,
-    to_send: mpsc::Receiver<Bytes>,
-    received: mpsc::Sender<Bytes>,
-    events: mpsc::Receiver<Event>,
+    messages: channel::Receiver<Bytes>,
+    carrier: channel::Sender<Bytes>,
+    to_send: channel::Receiver<Bytes>,
+    received: channel::Sender<Bytes>,
+    events: channel::Receiver<Event>,
     role: Role<'a>,
 }
 
@@ -164,7 +164,7 @@ struct Mux {
     streams: HashMap<u32, Handle>,
     last_stream: u32,
     tasks: JoinSet<u32>,
-    events_in: mpsc::Sender<Event>,
+    events_in: channel::Sender<Event>,
 }
 
 /// Control messages to the other end.
@@ -254,7 +254,7 @@ impl Mux {
     }
 
     /// Makes the next frame, if it is time for one.
-    fn fill(&mut self, events: &mut mpsc::Receiver<Event>, role: &mut Role<'_>) -> Result<(), End> {
+    fn fill(&mut self, events: &mut channel::Receiver<Event>, role: &mut Role<'_>) -> Result<(), End> {
         if !self.outbox.is_empty() {
             return Ok(());
         }
@@ -409,7 +409,7 @@ impl Mux {
     }
 
     /// The other end opens a stream.
-    fn opened(&mut self, id: u32, request: &[u8], to: &mpsc::Sender<Open>) -> Result<(), End> {
+    fn opened(&mut self, id: u32, request: &[u8], to: &channel::Sender<Open>) -> Result<(), End> {
         if id <= self.last_stream || self.streams.len() >= MAX_STREAMS {
             return Err(Violation("a stream too many").into());
         }

@@ -18,10 +18,9 @@ const LARGEST: usize = 512 * 1024;
 const FRAMES: usize = 256;
 /// Acknowledgements delayed by less than this let the window grow.
 const QUICK: Duration = Duration::from_millis(400);
-/// Those delayed by more make it shrink, if several come in a row: a queue delays all of them, a packet that was lost
-/// and sent again only some.
-const SLOW: Duration = Duration::from_millis(700);
-const IN_A_ROW: u32 = 3;
+/// When they are delayed by more on average the window shrinks. On average, as a queue delays all of them, a packet that
+/// was lost and sent again only some.
+const SLOW: Duration = Duration::from_millis(900);
 
 /// The window of one direction.
 #[derive(Debug)]
@@ -36,8 +35,8 @@ pub(super) struct Pace {
     base: Option<Duration>,
     /// A frame whose round trip is being measured.
     sample: Option<(u64, Instant)>,
-    /// Slow round trips in a row.
-    slow: u32,
+    /// How much longer round trips are than the shortest, on average of the last few.
+    queued: Duration,
     /// The window was the limit since the last measurement.
     limited: bool,
     /// When the other end last confirmed something, or something was sent after a pause.
@@ -54,7 +53,7 @@ impl Pace {
             sent: 0,
             base: None,
             sample: None,
-            slow: 0,
+            queued: Duration::ZERO,
             limited: false,
             alive: now,
         }
@@ -122,9 +121,10 @@ impl Pace {
         let base = self.base.map_or(trip, |base| base.min(trip));
         self.base = Some(base);
         let queued = trip - base;
-        self.slow = if queued > SLOW { self.slow + 1 } else { 0 };
-        if self.slow >= IN_A_ROW {
-            self.slow = 0;
+        self.queued = (self.queued * 3 + queued) / 4;
+        if self.queued > SLOW {
+            // What comes next was sent before.
+            self.queued = QUICK;
             if self.window == SMALLEST {
                 // It cannot be a queue of ours: the way has become longer.
                 self.base = Some(base + (trip - base) / 8);
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn the_queue_stays_short_and_the_link_full() {
         for (rate, delay, queue) in
-            [(8e3, 500, 1000), (8e3, 20, 1000), (32e3, 100, 1000), (1e6, 50, 800), (100e6, 1, 100)]
+            [(8e3, 500, 1200), (8e3, 20, 1200), (32e3, 100, 1200), (1e6, 50, 800), (100e6, 1, 100)]
         {
             let (worst, speed) = saturate(rate, Duration::from_millis(delay));
             assert!(worst < Duration::from_millis(queue), "{rate} {delay}: {worst:?}");
