@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -88,6 +88,8 @@ pub(super) struct Link {
     opened: channel::Sender<Open>,
     /// Said, and not confirmed.
     again: VecDeque<Bytes>,
+    /// Heard, of a long message whose end did not come.
+    held: BytesMut,
     /// Sessions there were; the epoch of what arrives.
     sessions: u64,
     backoff: Backoff,
@@ -130,8 +132,8 @@ impl Link {
         let (opened, open_rx) = channel::channel(OPENING);
         let (state, watched) = watch::channel(LinkState::default());
         let topics = Topics::new(&config.cluster);
-        let (again, sessions, backoff) = (VecDeque::new(), 0, Backoff::default());
-        let link = Self { config, topics, tls, state, up, down, opened, again, sessions, backoff };
+        let (again, held, sessions, backoff) = (VecDeque::new(), BytesMut::new(), 0, Backoff::default());
+        let link = Self { config, topics, tls, state, up, down, opened, again, held, sessions, backoff };
         (NodeEnd { rx: down_rx, tx: up_tx, streams: open_rx }, watched, link)
     }
 
@@ -307,6 +309,7 @@ impl Link {
             epoch: self.sessions,
             state: &self.state,
             again: &mut self.again,
+            held: &mut self.held,
             up: &mut self.up,
             down: &self.down,
             opened: &self.opened,
@@ -350,6 +353,7 @@ struct Talk<'a> {
     epoch: u64,
     state: &'a watch::Sender<LinkState>,
     again: &'a mut VecDeque<Bytes>,
+    held: &'a mut BytesMut,
     up: &'a mut channel::Receiver<Envelope<ToServer>>,
     down: &'a channel::Sender<Envelope<ToNode>>,
     opened: &'a channel::Sender<Open>,
@@ -357,12 +361,12 @@ struct Talk<'a> {
 
 /// What a session says and hears, from its handshake on.
 async fn talk(talk: Talk<'_>) -> End {
-    let Talk { id, tls, messages, carrier, epoch, state, again, up, down, opened } = talk;
+    let Talk { id, tls, messages, carrier, epoch, state, again, held, up, down, opened } = talk;
     let (to_send, sends) = channel::channel(1);
     let (received, receives) = channel::channel(1);
     let (started, version) = oneshot::channel();
     let role = Role::Node(opened);
-    let mut ends = Ends { messages, carrier, to_send: sends, received, longest: TO_NODE, started, role };
+    let mut ends = Ends { messages, carrier, to_send: sends, received, longest: TO_NODE, held, started, role };
     let mut seal = match Seal::client(id, tls.inner.clone()) {
         Ok(seal) => seal,
         Err(error) => return error.into(),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
@@ -344,7 +344,9 @@ async fn talk(
     let accepted = ServerEnd { rx: up_rx, tx: down_tx, streams: open_tx };
     let run = async {
         let role = Role::Server(&mut open_rx);
-        let mut ends = Ends { messages, carrier, to_send: sends, received, longest: TO_SERVER, started, role };
+        // What nodes say is short.
+        let held = &mut BytesMut::new();
+        let mut ends = Ends { messages, carrier, to_send: sends, received, longest: TO_SERVER, held, started, role };
         let mut seal = Seal::server(session, shared.tls.inner.clone())?;
         let plain = timeout(HANDSHAKE, mux::handshake(&mut seal, &mut ends)).await.map_err(|_| End::Silent)??;
         let certificate = seal.certificate().ok_or_else(|| End::Protocol("no certificate".into()))?;

@@ -4,7 +4,8 @@
 //! Control messages arrive once and in order, or the session ends. Of a stream the same holds for its frames. Control
 //! messages go before streams; within a long one (more than a chunk) streams have every other chunk; among themselves
 //! streams take turns. Memory is bounded by windows: each stream's, that of control messages, and that of the session,
-//! which follows the link ([`pace`]). A session in which nothing is said sends nothing.
+//! which follows the link ([`pace`]). A session in which nothing is said sends nothing. A long control message that a
+//! session did not bring to its end goes on in the next one where it stopped ([`resume`]).
 
 mod frame;
 mod pace;
@@ -26,6 +27,9 @@ use self::stream::{Event, Handle, STEP, Violation, WINDOW};
 use super::seal::{Seal, SealError};
 use crate::link::message::VERSION;
 use crate::link::stream::Stream;
+
+mod resume;
+use self::resume::Held;
 use crate::link::{Open, channel};
 
 /// An acknowledgement waits so long for something to go with.
@@ -80,6 +84,8 @@ pub(super) struct Ends<'a> {
     pub(super) received: channel::Sender<Bytes>,
     /// Bytes of one control message at most.
     pub(super) longest: usize,
+    /// What an earlier session has left of a control message.
+    pub(super) held: &'a mut BytesMut,
     /// Is told the other end's version once it has spoken.
     pub(super) started: oneshot::Sender<u32>,
     /// Streams.
@@ -103,7 +109,7 @@ pub(super) async fn handshake(seal: &mut Seal, ends: &mut Ends<'_>) -> Result<By
 
 /// Runs a session after its handshake, to its end. The second is what was to be sent and the other end did not confirm.
 pub(super) async fn run(seal: Seal, plain: BytesMut, ends: Ends<'_>) -> (End, Vec<Bytes>) {
-    let Ends { messages, carrier, to_send, received, longest, started, role } = ends;
+    let Ends { messages, carrier, to_send, received, longest, held, started, role } = ends;
     let now = Instant::now();
     let (events_in, events) = channel::channel(1);
     let pace = Pace::new(now);
@@ -113,10 +119,11 @@ pub(super) async fn run(seal: Seal, plain: BytesMut, ends: Ends<'_>) -> (End, Ve
         pace,
         chunk,
         outbox: VecDeque::new(),
-        out: Outward { sending: None, credit: WINDOW, yields: false, unconfirmed: VecDeque::new() },
+        out: Outward { sending: None, credit: WINDOW, yields: false, unconfirmed: VecDeque::new(), held: None },
         inward: Inward {
             plain,
             assembly: BytesMut::new(),
+            held: std::mem::take(held),
             ready: VecDeque::new(),
             window: WINDOW,
             owed: 0,
@@ -137,6 +144,7 @@ pub(super) async fn run(seal: Seal, plain: BytesMut, ends: Ends<'_>) -> (End, Ve
         Ok(never) => match never {},
         Err(end) => end,
     };
+    *held = resume::worth_holding(mux.inward.assembly, mux.inward.held);
     let mut rest: Vec<Bytes> = mux.out.unconfirmed.into_iter().map(|(_, message)| message).collect();
     rest.extend(mux.out.sending.map(|sending| sending.message));
     rest.extend(std::iter::from_fn(|| channels.to_send.try_recv().ok()));
@@ -176,6 +184,8 @@ struct Outward {
     yields: bool,
     /// Sent, with the number of their last frame.
     unconfirmed: VecDeque<(u64, Bytes)>,
+    /// What the other end has of a message of an earlier session.
+    held: Option<Held>,
 }
 
 struct Sending {
@@ -187,6 +197,8 @@ struct Sending {
 struct Inward {
     plain: BytesMut,
     assembly: BytesMut,
+    /// What an earlier session has left, until it is continued or replaced.
+    held: BytesMut,
     /// Whole control messages, each with the bytes to give room for once it is taken.
     ready: VecDeque<(Bytes, usize)>,
     /// Bytes the other end may still send, and bytes taken that it was not told of.
@@ -203,7 +215,7 @@ struct Inward {
 
 impl Mux {
     async fn run(&mut self, channels: &mut Channels<'_>) -> Result<std::convert::Infallible, End> {
-        self.send(Kind::Start, 0, &VERSION.to_be_bytes(), &[])?;
+        self.send(Kind::Start, 0, &VERSION.to_be_bytes(), &Held::of(&self.inward.held))?;
         self.read(&channels.role)?;
         loop {
             self.fill(&mut channels.events, &mut channels.role)?;
@@ -234,7 +246,7 @@ impl Mux {
                 }
                 () = channels.received.closed() => return Err(End::Closed),
                 message = channels.to_send.recv(), if room && between => {
-                    self.out.sending = Some(Sending { message: message.ok_or(End::Closed)?, at: 0 });
+                    self.begin(message.ok_or(End::Closed)?)?;
                 }
                 open = opened(&mut channels.role), if room && self.may_open() => self.open(open)?,
                 Some(event) = channels.events.recv(), if room && stuck => self.event(event)?,
@@ -277,6 +289,19 @@ impl Mux {
         if self.outbox.is_empty() && self.inward.bytes >= ACK_BYTES {
             self.flush(BytesMut::new())?;
         }
+        Ok(())
+    }
+
+    /// Begins a control message, at its start or where an earlier session stopped.
+    fn begin(&mut self, message: Bytes) -> Result<(), End> {
+        let at = match self.out.held.take_if(|held| held.begins(&message)) {
+            Some(held) => {
+                self.send(Kind::Resume, 0, &(held.length as u32).to_be_bytes(), &[])?;
+                held.length
+            }
+            None => 0,
+        };
+        self.out.sending = Some(Sending { message, at });
         Ok(())
     }
 
@@ -343,12 +368,17 @@ impl Mux {
         match kind {
             Kind::Start => {
                 let version = content.try_get_u32().map_err(|_| Violation("no version"))?;
+                self.out.held = Held::parse(content);
                 if let Some(started) = self.inward.started.take() {
                     // Fails when nobody wants to know.
                     let _ = started.send(version);
                 }
             }
             Kind::Control | Kind::ControlEnd => self.inward.control(kind, &content)?,
+            Kind::Resume => {
+                let length = content.try_get_u32().map_err(|_| Violation("no length"))? as usize;
+                self.inward.resume(length)?;
+            }
             Kind::Open => match role {
                 Role::Node(opened) => self.opened(stream, &content, opened)?,
                 Role::Server(_) => return Err(Violation("a stream opened by a node").into()),
@@ -444,6 +474,15 @@ impl Mux {
 }
 
 impl Inward {
+    /// The next message begins with what is held.
+    fn resume(&mut self, length: usize) -> Result<(), Violation> {
+        if !self.assembly.is_empty() || length == 0 || length != self.held.len() {
+            return Err(Violation("a message continued that was not begun"));
+        }
+        self.assembly = std::mem::take(&mut self.held);
+        Ok(())
+    }
+
     /// Part of a control message.
     fn control(&mut self, kind: Kind, content: &[u8]) -> Result<(), Violation> {
         self.window = self.window.checked_sub(content.len()).ok_or(Violation("more bytes than there was room for"))?;
@@ -453,6 +492,10 @@ impl Inward {
         self.assembly.extend_from_slice(content);
         if kind == Kind::ControlEnd {
             let message = std::mem::take(&mut self.assembly).freeze();
+            if message.len() >= self.held.len() {
+                // What is held belongs to none that will come.
+                self.held = BytesMut::new();
+            }
             self.ready.push_back((message, content.len()));
         } else {
             self.owed += content.len();
