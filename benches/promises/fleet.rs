@@ -181,7 +181,7 @@ async fn board(
         while let Some(Envelope { body, .. }) = end.rx.recv().await {
             seen.messages.fetch_add(1, Ordering::Relaxed);
             let answer = match body {
-                ToNode::Pod(desired) => answer(&desired.pod, &seen),
+                ToNode::Pod(desired) => answer(&desired.pod, &granted.pod_cidr.host(2).to_string(), &seen),
                 ToNode::Complete { .. } => {
                     seen.complete.fetch_add(1, Ordering::Relaxed);
                     None
@@ -251,7 +251,7 @@ fn report(number: usize) -> NodeReport {
 }
 
 /// What a node that runs its pods at once, and ends them at once, says of one.
-fn answer(pod: &umiak::kinds::Object, seen: &Seen) -> Option<ToServer> {
+fn answer(pod: &umiak::kinds::Object, address: &str, seen: &Seen) -> Option<ToServer> {
     let metadata = &pod["metadata"];
     let text = |key: &str| metadata[key].as_str().unwrap_or_default().to_owned();
     let name = PodName { uid: text("uid"), namespace: text("namespace"), name: text("name") };
@@ -266,7 +266,7 @@ fn answer(pod: &umiak::kinds::Object, seen: &Seen) -> Option<ToServer> {
     let now = "2026-01-01T00:00:00Z";
     let condition = |kind: &str| json!({"type": kind, "status": "True", "lastTransitionTime": now});
     let status = json!({
-        "phase": "Running", "hostIP": "192.168.0.1", "podIP": "10.0.1.2", "podIPs": [{"ip": "10.0.1.2"}], "startTime": now,
+        "phase": "Running", "hostIP": "192.168.0.1", "podIP": address, "podIPs": [{"ip": address}], "startTime": now,
         "conditions": [condition("Initialized"), condition("Ready"), condition("ContainersReady")],
         "containerStatuses": [{"name": "c", "ready": true, "started": true, "restartCount": 0, "image": "busybox",
             "imageID": "busybox@sha256:0", "containerID": format!("umiak://{}", name.uid),

@@ -96,6 +96,15 @@ impl Cluster {
         (1..=self.starts).map(log).collect()
     }
 
+    /// Waits until the log says something.
+    pub fn until_logged(&self, words: &str) {
+        let began = Instant::now();
+        while !self.log().contains(words) {
+            assert!(began.elapsed() < PATIENCE, "never logged {words:?}:\n{}", tail(&self.log(), 40));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// `umiak` in this cluster's namespace.
     pub fn umiak(&self) -> Command {
         self.netns.command(binary())

@@ -138,7 +138,7 @@ impl Link {
     }
 
     async fn run(mut self) {
-        let mut turn = 0;
+        let (mut turn, mut refusals) = (0, 0);
         loop {
             let addresses = self.config.addresses.borrow_and_update().clone();
             let address = addresses.get(turn % addresses.len().max(1)).cloned();
@@ -153,6 +153,9 @@ impl Link {
                 },
             };
             turn = if self.backoff.is_reset() { turn } else { turn + 1 };
+            // One of several addresses may be a way in for others only: the next one is tried soon.
+            refusals = if failure == Failure::Refused { refusals + 1 } else { 0 };
+            let failure = if refusals % addresses.len().max(1) == 0 { failure } else { Failure::Unreachable };
             let wait = self.backoff.next(failure);
             tracing::debug!(wait_ms = wait.as_millis(), "the next attempt to reach the server");
             tokio::select! {

@@ -165,10 +165,7 @@ impl Server {
         loop {
             tokio::select! {
                 biased;
-                Some(node) = disconnects.recv() => {
-                    self.nodes.remove(&node);
-                    self.shared.bus.disconnect(&node);
-                }
+                Some(node) = disconnects.recv() => self.disconnect(&node),
                 Some(proven) = proofs.recv() => self.promote(proven),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.ended(ended.ok()),
                 event = inbox.recv() => match event {
@@ -225,6 +222,14 @@ impl Server {
         let task = serve(self.shared.clone(), name.to_owned(), session, receiver);
         let abort = self.tasks.spawn(task);
         node.candidate = Some(Task { session, messages, abort });
+    }
+
+    /// Ends what there is of a node. A broker that is not ours keeps its connection: there the node is told.
+    fn disconnect(&mut self, name: &str) {
+        let mut node = self.nodes.remove(name).unwrap_or_default();
+        let sessions: Vec<SessionId> = node.tasks().flatten().map(|task| task.session).collect();
+        sessions.into_iter().for_each(|session| self.reset(name, session));
+        self.shared.bus.disconnect(name);
     }
 
     fn reset(&mut self, node: &str, session: SessionId) {
