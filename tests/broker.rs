@@ -61,14 +61,13 @@ fn boards_come_by_mosquitto() {
     let mut lan = Lan::new();
     let mut cluster = Cluster::stopped();
     lan.plug(&cluster.netns);
-    cluster.server_args.extend(["--broker-url", "mqtts://192.168.77.1:8883"]);
+    cluster.server_args.extend(["--broker-url", "mqtts://192.168.77.1:8883", "--join-address", "192.168.77.1:8884"]);
     cluster.start_daemon();
     let broker = Mosquitto::start(&cluster);
     // What a board says before the server is there, nobody hears.
     cluster.until_logged("connected to the broker");
-    let token = || cluster.token(&["--server", "192.168.77.1:8883", "--server", "192.168.77.1:8884"]);
     let mut agent = Agent::new(&mut lan, "pi-1");
-    agent.start(&["--token", &token()]);
+    agent.start(&["--token", &cluster.token(&[])]);
     cluster.until_node("pi-1", "True");
     agent.import(&images::archive(agent.dir.path(), "busybox.tar", &images::BUSYBOX));
     cluster.apply(

@@ -125,6 +125,9 @@ pub struct Granted {
     pub cluster_cidr: Cidr,
     /// The addresses of Services.
     pub service_cidr: Cidr,
+    /// Where the link is, if it is not where boards join: `host:port` of a broker that is not the server's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker: Option<String>,
 }
 
 /// Why a board gets no certificate.

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::{Error, nodes, until};
 use crate::api;
-use crate::config::ServerConfig;
+use crate::config::{ServerConfig, broker_address};
 use crate::daemon::board::{Board, BoardConfig};
 use crate::daemon::{log_end, status};
 use crate::fleet::members::{Cluster, Members};
@@ -157,7 +157,13 @@ fn own_name(config: &ServerConfig) -> Option<String> {
 }
 
 fn cluster(config: &ServerConfig) -> Cluster {
-    Cluster { cluster_cidr: config.cluster_cidr, service_cidr: config.service_cidr, own_node: own_name(config) }
+    Cluster {
+        cluster_cidr: config.cluster_cidr,
+        service_cidr: config.service_cidr,
+        own_node: own_name(config),
+        // The configuration was checked when it was read.
+        broker: config.broker_url.as_deref().and_then(|url| broker_address(url).ok()),
+    }
 }
 
 /// The address of this machine, where the configuration says it.

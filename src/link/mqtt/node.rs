@@ -332,6 +332,8 @@ impl Link {
         match (said, end) {
             (Some(Said::Online), _) => After::Soon,
             (Some(_), _) => After::Session,
+            // The server may be behind another of the addresses.
+            (None, End::Silent) if self.config.addresses.borrow().len() > 1 => After::Connection,
             (None, End::Seal(_) | End::Protocol(_) | End::Closed | End::Silent) if !lost => After::Session,
             (None, _) => After::Connection,
         }
