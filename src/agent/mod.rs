@@ -138,12 +138,10 @@ fn board_config(config: &AgentConfig, identity: &Identity) -> BoardConfig {
 }
 
 fn link_config(identity: &Identity, membership: &Membership) -> mqtt::NodeConfig {
-    // The addresses are those of this start: a configuration that changes is a new start.
-    let (_, addresses) = watch::channel(membership.servers().to_vec());
     mqtt::NodeConfig {
         cluster: cluster_id(&identity.ca_fingerprint),
         node: identity.name.clone(),
-        addresses,
+        addresses: membership.addresses(),
         keepalive: mqtt::NodeConfig::KEEPALIVE,
     }
 }
