@@ -9,13 +9,17 @@ pub mod fleet;
 pub mod images;
 pub mod leaks;
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
 use tempfile::TempDir;
 
@@ -41,6 +45,25 @@ impl Netns {
         command.arg(format!("--net=/run/netns/{}", self.0)).arg("--").arg(program.as_ref());
         command
     }
+
+    /// Works inside the namespace, on a thread of its own.
+    pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let netns = std::fs::File::open(format!("/run/netns/{}", self.0)).unwrap();
+        std::thread::spawn(move || {
+            setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        })
+    }
+}
+
+/// What a web server answers, if anything.
+pub fn fetch(address: SocketAddr, patience: Duration) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address, patience).ok()?;
+    stream.set_read_timeout(Some(patience)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).ok()?;
+    page.contains("200 OK").then_some(page)
 }
 
 impl Drop for Netns {
@@ -293,7 +316,6 @@ pub fn run(command: &mut Command) -> String {
 
 /// Runs a command with standard input.
 pub fn run_with_input(command: &mut Command, input: &str) -> String {
-    use std::io::Write;
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
