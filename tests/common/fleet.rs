@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Cluster, Netns, PATIENCE, binary, images, launch, leaks, run, tail, text};
+use super::{Cluster, Netns, PATIENCE, await_ready, binary, images, launch, leaks, run, tail, text};
 
 /// A switch; everything on it has an address in 192.168.77.0/24.
 pub struct Lan {
@@ -162,8 +162,8 @@ impl Agent {
         self.starts += 1;
         let (child, ready) = launch(&self.netns, self.dir.path(), self.starts, &all);
         self.daemon = Some(child);
-        let got = ready.recv(&mut [0; 64]);
-        assert!(got.is_ok(), "the agent did not become ready:\n{}", self.log());
+        let got = await_ready(&ready);
+        assert!(got.is_ok(), "the agent did not become ready: {got:?}\n{}", self.log());
     }
 
     /// Runs the agent, which must refuse to run; gives its standard error.
@@ -226,6 +226,15 @@ impl Agent {
         }
         found.sort();
         found
+    }
+
+    /// Waits until no process that a script marked is left.
+    pub fn until_no_process(&self, mark: &str) {
+        let began = Instant::now();
+        while let left @ [_, ..] = self.processes(mark).as_slice() {
+            assert!(began.elapsed() < PATIENCE, "{mark:?} still runs: {left:?}");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
     }
 
     /// `umiak status --json`.

@@ -131,9 +131,8 @@ impl Cluster {
     /// Starts the daemon and waits until it says that it is ready.
     pub fn start_daemon(&mut self) {
         let ready = self.launch_daemon();
-        let mut message = [0; 64];
-        let got = ready.recv(&mut message);
-        assert!(got.is_ok(), "the daemon did not become ready:\n{}", self.log());
+        let got = await_ready(&ready);
+        assert!(got.is_ok(), "the daemon did not become ready: {got:?}\n{}", self.log());
     }
 
     /// How often the daemon was started.
@@ -285,6 +284,17 @@ pub fn launch(netns: &Netns, dir: &Path, number: u32, args: &[&str]) -> (Child, 
         .spawn()
         .unwrap();
     (child, ready)
+}
+
+/// Waits for a daemon's first word.
+pub fn await_ready(socket: &UnixDatagram) -> std::io::Result<()> {
+    loop {
+        match socket.recv(&mut [0; 64]) {
+            // A machine that was asleep, for example.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => return result.map(drop),
+        }
+    }
 }
 
 /// The binary under test: `UMIAK_BIN`, or the one cargo built.
