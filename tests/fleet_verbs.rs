@@ -4,12 +4,11 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Stdio};
+use std::io::Write;
 use std::time::Duration;
 
 use common::fleet::Fleet;
-use common::{Cluster, fetch, run, text};
+use common::{Cluster, Running, fetch, run, text};
 
 /// A web server, and a shell that repeats what it is told.
 fn pod(node: &str) -> String {
@@ -42,28 +41,6 @@ spec:
       nodeSelector: {fleet: 'true'}
       containers: [{name: web, image: 'nginx:1.7.9', imagePullPolicy: IfNotPresent, ports: [{containerPort: 80}]}]
 ";
-
-/// kubectl with its output on a pipe, ended when dropped.
-struct Running(Child);
-
-impl Running {
-    fn start(cluster: &Cluster, words: &str) -> Self {
-        let mut kubectl = cluster.kubectl();
-        kubectl.args(words.split_whitespace()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        Self(kubectl.spawn().unwrap())
-    }
-
-    fn lines(&mut self) -> impl Iterator<Item = String> + use<> {
-        BufReader::new(self.0.stdout.take().unwrap()).lines().map_while(Result::ok)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
 
 /// Reads lines until one has these words.
 fn until_said(lines: &mut impl Iterator<Item = String>, words: &str) {

@@ -9,7 +9,7 @@ pub mod fleet;
 pub mod images;
 pub mod leaks;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
@@ -258,6 +258,28 @@ impl Drop for Cluster {
             eprintln!("--- daemon:\n{}", tail(&self.log(), 80));
         }
         self.clean();
+    }
+}
+
+/// kubectl with its output on a pipe, ended when dropped.
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn start(cluster: &Cluster, words: &str) -> Self {
+        let mut kubectl = cluster.kubectl();
+        kubectl.args(words.split_whitespace()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self(kubectl.spawn().unwrap())
+    }
+
+    pub fn lines(&mut self) -> impl Iterator<Item = String> + Send + use<> {
+        BufReader::new(self.0.stdout.take().unwrap()).lines().map_while(Result::ok)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
     }
 }
 
