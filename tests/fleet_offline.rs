@@ -213,7 +213,8 @@ fn cut_off(cut: Cut) {
     if !rebooted {
         cluster.until("get events --field-selector involvedObject.name=crashing", |e| e.contains("BackOff"));
     }
-    let last = now.get("Pod", "crashing")["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"].clone();
+    let last =
+        now.get("Pod", "crashing")["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"].clone();
     assert_eq!(last, 3);
     agent.finish();
     cluster.finish();

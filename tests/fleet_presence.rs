@@ -72,7 +72,9 @@ fn a_broken_connection_is_seen_and_mended_at_once() {
         agent.start(&[]);
         let ready = readiness.until("True");
         let (since_start, since_link) = (seconds(started, ready), seconds(connected(&agent), ready));
-        eprintln!("Unknown after {unknown:.2} s; Ready {since_start:.2} s after the start, {since_link:.2} s after the link");
+        eprintln!(
+            "Unknown after {unknown:.2} s; Ready {since_start:.2} s after the start, {since_link:.2} s after the link"
+        );
         assert!(unknown < 3.0 && since_link < 1.0);
     }
     agent.finish();
