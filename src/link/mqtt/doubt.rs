@@ -20,9 +20,8 @@ const SILENCE: Duration = Duration::from_secs(3);
 const ATTEMPT: Duration = Duration::from_millis(2500);
 /// Between attempts that fail at once.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Once another connection gets through, the old one has at least this long to do so, and no less than [`TRIPS`] times
-/// as long as that took.
-const LEAST: Duration = Duration::from_millis(300);
+/// Once another connection gets through, the old one has [`TRIPS`] times as long as that took to do so, within these.
+const GRACE: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(1)];
 const TRIPS: u32 = 4;
 
 /// A connection's socket and what is known of it.
@@ -30,7 +29,7 @@ const TRIPS: u32 = 4;
 pub(super) struct Doubt {
     socket: OwnedFd,
     peer: SocketAddr,
-    /// Something was sent, and nothing heard since.
+    /// Something was sent, and no answer has come since while TCP itself was well.
     waiting: watch::Sender<bool>,
 }
 
@@ -45,9 +44,11 @@ impl Doubt {
         self.set(true);
     }
 
-    /// Something was heard.
+    /// Something was heard. After an outage one direction may work again long before the other.
     pub(super) fn heard(&self) {
-        self.set(false);
+        if *self.waiting.borrow() && self.unconfirmed().is_none_or(|backoff| backoff == 0) {
+            self.set(false);
+        }
     }
 
     fn set(&self, waiting: bool) {
@@ -85,7 +86,7 @@ impl Doubt {
                 return;
             }
             // It has arrived; not everything is answered.
-            self.heard();
+            self.set(false);
         }
     }
 
@@ -104,7 +105,7 @@ impl Doubt {
                 }
             };
             loop {
-                sleep(LEAST.max(trip * TRIPS)).await;
+                sleep((trip * TRIPS).clamp(GRACE[0], GRACE[1])).await;
                 match self.unconfirmed() {
                     None => return false,
                     Some(0) => {}
@@ -116,8 +117,8 @@ impl Doubt {
             biased;
             _ = waiting.wait_for(|waiting| !*waiting) => false,
             passed = passed => {
-                // In vain or not, that was all there is to be found out.
-                self.heard();
+                // That was all there is to be found out.
+                self.set(false);
                 passed
             }
         }
