@@ -80,3 +80,30 @@ fn a_broken_connection_is_seen_and_mended_at_once() {
     agent.finish();
     cluster.finish();
 }
+
+#[test]
+fn a_board_that_vanishes_is_missed_after_its_keepalive() {
+    let mut lan = Lan::new();
+    let cluster = Cluster::on(&mut lan);
+    let mut agent = Agent::new(&mut lan, "pi-1");
+    let config = agent.dir.path().join("agent.yaml");
+    std::fs::write(&config, "keepalive: 1\n").unwrap();
+    agent.start(&["--token", &cluster.token(&[]), "--config", &config.to_string_lossy()]);
+    let readiness = Readiness::of(&cluster, "pi-1");
+    readiness.until("True");
+    for _ in 0..3 {
+        let cut = SystemTime::now();
+        lan.set_link(agent.plug(), false);
+        let unknown = seconds(cut, readiness.until("Unknown"));
+        let back = SystemTime::now();
+        lan.set_link(agent.plug(), true);
+        let ready = readiness.until("True");
+        let (since_plug, since_link) = (seconds(back, ready), seconds(connected(&agent), ready));
+        eprintln!(
+            "Unknown after {unknown:.2} s; Ready {since_plug:.2} s after the plug, {since_link:.2} s after the link"
+        );
+        assert!(unknown < 3.0 && since_plug < 5.0 && since_link < 1.0);
+    }
+    agent.finish();
+    cluster.finish();
+}

@@ -82,7 +82,7 @@ pub async fn run(config: AgentConfig) -> Result<(), Error> {
     let (images, view) = (board.images(), board.view());
 
     let (changes, network) = watch::channel(0);
-    let (node_end, state, link) = mqtt::node(link_config(&identity, &membership, network), membership.tls());
+    let (node_end, state, link) = mqtt::node(link_config(&config, &identity, &membership, network), membership.tls());
     let mut tasks = JoinSet::new();
     let bridge = config.bridge.clone();
     tasks.spawn(async move {
@@ -144,7 +144,12 @@ fn board_config(config: &AgentConfig, identity: &Identity) -> BoardConfig {
     }
 }
 
-fn link_config(identity: &Identity, membership: &Membership, network: watch::Receiver<u64>) -> mqtt::NodeConfig {
+fn link_config(
+    config: &AgentConfig,
+    identity: &Identity,
+    membership: &Membership,
+    network: watch::Receiver<u64>,
+) -> mqtt::NodeConfig {
     // The addresses are those of this start: a configuration that changes is a new start.
     let (_, addresses) = watch::channel(membership.servers().to_vec());
     mqtt::NodeConfig {
@@ -152,7 +157,7 @@ fn link_config(identity: &Identity, membership: &Membership, network: watch::Rec
         node: identity.name.clone(),
         addresses,
         network,
-        keepalive: mqtt::NodeConfig::KEEPALIVE,
+        keepalive: Duration::from_secs(config.keepalive.into()),
     }
 }
 
