@@ -16,6 +16,7 @@ use super::client::{self, ClientError, Options};
 use super::control::{TO_NODE, TO_SERVER, encode};
 use super::mux::{self, End, Ends, Role};
 use super::seal::{Seal, SessionId};
+use super::server::CALM;
 use super::tls::{ClientTls, TlsError, server_name};
 use super::topic::{PRESENCE, RESET, SESSION, Topics};
 use super::{random, session};
@@ -256,7 +257,8 @@ impl Link {
                 After::Nothing => return None,
                 After::Connection => return Some(Failure::Unreachable),
                 After::Soon => spread(),
-                After::Session => self.backoff.next(Failure::Refused),
+                // Not so soon that the server, which has just spoken to this node, does not listen.
+                After::Session => self.backoff.next(Failure::Refused).max(CALM * 2),
             };
             if !self.pause(pause, &mut incoming).await {
                 return Some(Failure::Unreachable);
