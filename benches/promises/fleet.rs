@@ -172,6 +172,7 @@ async fn board(
         cluster: cluster_id(&token.ca),
         node: granted.name.clone(),
         addresses,
+        network: watch::channel(0).1,
         keepalive: NodeConfig::KEEPALIVE,
     };
     let (mut end, _state, link) = mqtt::node(config, Arc::new(tls));
