@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn what_is_taken_in_stays_so() {
         on_a_node(async |_| {
-            Links::here().unwrap().up(1, LOOPBACK).await.unwrap();
+            Links::here().unwrap().up(LOOPBACK, "lo").await.unwrap();
             let mut intake = Intake::open().await.unwrap();
             let wanted: BTreeSet<Rule> = (1..=10).map(|n| to(16 + n, 80)).chain([Rule::Marked]).collect();
             intake.set(&wanted).await.unwrap();
