@@ -131,10 +131,11 @@ pub enum ToNode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DesiredPod {
+    /// The objects it refers to (see [`crate::link::message::references`]). First: they may be large and are still the
+    /// same when the pod's status has changed, so that a message that broke off may go on.
+    pub objects: Vec<Dependency>,
     /// The pod object.
     pub pod: Object,
-    /// The objects it refers to (see [`crate::link::message::references`]).
-    pub objects: Vec<Dependency>,
 }
 
 /// An object a pod refers to.

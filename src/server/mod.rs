@@ -5,7 +5,7 @@ mod parts;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +63,11 @@ pub enum Error {
     Bootstrap(Status),
 }
 
+/// Where the CA of a server with this data directory is.
+pub(crate) fn pki_directory(data_dir: &Path) -> PathBuf {
+    data_dir.join("server/pki")
+}
+
 /// Runs the server until SIGTERM or SIGINT. Pods go on when it returns.
 ///
 /// # Errors
@@ -79,8 +84,8 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
     let store = Store::open(store_options(data_dir))?;
     let registry = Registry::with_services(store.clone(), KindTable::builtin(), config.service_cidr);
     registry.bootstrap().await.map_err(Error::Bootstrap)?;
-    let ca = Arc::new(Ca::open(&data_dir.join("server/pki"))?);
-    let tls = server_tls(&config, ca.clone())?;
+    let ca = Arc::new(Ca::open(&pki_directory(&data_dir))?);
+    let tls = server_tls(config, ca.clone())?;
     write_admin_kubeconfig(&config, &ca)?;
     nodes::publish_addresses(&config, &registry).await.map_err(Error::Bootstrap)?;
     let mut parts = Parts::start(&config, &registry, &ca, &tls, stopped.clone()).await?;

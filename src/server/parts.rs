@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::{Error, nodes, until};
 use crate::api;
-use crate::config::ServerConfig;
+use crate::config::{ServerConfig, broker_address};
 use crate::daemon::board::{Board, BoardConfig};
 use crate::daemon::{log_end, status};
 use crate::fleet::members::{Cluster, Members};
@@ -67,7 +67,7 @@ impl Parts {
         });
         let fleet = Fleet::new(registry.clone(), events).map_err(Error::Bootstrap)?;
         let following = fleet.clone();
-        spawn(&mut tasks, "the Services", registry, |_| async move { following.follow_services().await });
+        spawn(&mut tasks, "the fleet's view", registry, |_| async move { following.follow().await });
         let members = Members::new(fleet.clone(), ca.clone(), cluster(config));
         let watching = members.clone();
         spawn(&mut tasks, "the watch over nodes", registry, |_| async move { watching.watch_over().await });
@@ -157,7 +157,13 @@ fn own_name(config: &ServerConfig) -> Option<String> {
 }
 
 fn cluster(config: &ServerConfig) -> Cluster {
-    Cluster { cluster_cidr: config.cluster_cidr, service_cidr: config.service_cidr, own_node: own_name(config) }
+    Cluster {
+        cluster_cidr: config.cluster_cidr,
+        service_cidr: config.service_cidr,
+        own_node: own_name(config),
+        // The configuration was checked when it was read.
+        broker: config.broker_url.as_deref().and_then(|url| broker_address(url).ok()),
+    }
 }
 
 /// The address of this machine, where the configuration says it.

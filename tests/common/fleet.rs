@@ -5,13 +5,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Cluster, Netns, PATIENCE, binary, launch, leaks, run, tail, text};
+use super::bad_link::{BadLink, Conditions};
+use super::{Cluster, Netns, PATIENCE, await_ready, binary, images, launch, leaks, run, tail, text};
 
 /// A switch; everything on it has an address in 192.168.77.0/24.
 pub struct Lan {
@@ -35,10 +36,26 @@ impl Lan {
 
     /// Plugs a namespace in; gives its address.
     pub fn plug(&mut self, netns: &Netns) -> String {
-        self.used += 1;
-        let (port, address) = (format!("port{}", self.used), format!("192.168.77.{}", self.used));
+        let port = self.next_port();
         let far = &netns.0;
         ip(&self.switch, &format!("link add {port} type veth peer name {} netns {far}", leaks::UPLINK));
+        self.connect(&port, netns)
+    }
+
+    /// Plugs a namespace in by a bad link.
+    pub fn plug_badly(&mut self, netns: &Netns, conditions: Conditions) -> (String, BadLink) {
+        let port = self.next_port();
+        let link = BadLink::new([(&self.switch, &port), (netns, leaks::UPLINK)], conditions, 20);
+        (self.connect(&port, netns), link)
+    }
+
+    fn next_port(&mut self) -> String {
+        self.used += 1;
+        format!("port{}", self.used)
+    }
+
+    fn connect(&self, port: &str, netns: &Netns) -> String {
+        let address = format!("192.168.77.{}", self.used);
         ip(&self.switch, &format!("link set {port} master br0 up"));
         ip(netns, &format!("addr add {address}/24 dev {}", leaks::UPLINK));
         ip(netns, &format!("link set {} up", leaks::UPLINK));
@@ -53,7 +70,11 @@ impl Lan {
 }
 
 /// A router between the switch and one namespace behind it.
-pub struct Router(Netns);
+pub struct Router {
+    netns: Netns,
+    /// Its address on the switch.
+    outside: String,
+}
 
 impl Router {
     pub fn new(lan: &mut Lan, inside: &Netns) -> Self {
@@ -83,7 +104,7 @@ impl Router {
              }}\n"
         );
         super::run_with_input(router.command("nft").args(["-f", "-"]), &rules);
-        Self(router)
+        Self { netns: router, outside }
     }
 }
 
@@ -99,7 +120,10 @@ pub struct Agent {
     daemon: Option<Child>,
     starts: u32,
     router: Option<Router>,
+    pub link: Option<BadLink>,
     pub address: String,
+    /// How long becoming ready may take.
+    pub patience: Duration,
 }
 
 impl Agent {
@@ -117,13 +141,37 @@ impl Agent {
         Self::of(name, netns, "10.99.0.2".to_owned(), Some(router))
     }
 
+    /// A board at the end of a bad link.
+    pub fn by_bad_link(lan: &mut Lan, name: &str, conditions: Conditions) -> Self {
+        let netns = Netns::new();
+        let (address, link) = lan.plug_badly(&netns, conditions);
+        let mut agent = Self::of(name, netns, address, None);
+        agent.link = Some(link);
+        agent
+    }
+
     fn of(name: &str, netns: Netns, address: String, router: Option<Router>) -> Self {
         let dir = tempfile::Builder::new().prefix("umiak-test-").tempdir().unwrap();
-        Self { name: name.to_owned(), netns, dir, daemon: None, starts: 0, router, address }
+        Self {
+            name: name.to_owned(),
+            netns,
+            dir,
+            daemon: None,
+            starts: 0,
+            router,
+            link: None,
+            address,
+            patience: PATIENCE,
+        }
     }
 
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// The address whose plug in the switch is this board's.
+    pub fn plug(&self) -> &str {
+        self.router.as_ref().map_or(&self.address, |router| &router.outside)
     }
 
     /// `umiak` in this board's namespace.
@@ -136,6 +184,13 @@ impl Agent {
         run(self.umiak().args(["image", "import", "--data-dir"]).arg(self.data_dir()).arg(archive));
     }
 
+    /// A shell, and a web server in two versions.
+    pub fn import_all(&self) {
+        for (file, recipe) in [("a.tar", images::BUSYBOX), ("b.tar", images::WEB), ("c.tar", images::WEB_NEW)] {
+            self.import(&images::archive(self.dir.path(), file, &recipe));
+        }
+    }
+
     /// Starts the daemon and waits until it says that it is ready.
     pub fn start(&mut self, args: &[&str]) {
         assert!(self.daemon.is_none());
@@ -146,8 +201,9 @@ impl Agent {
         self.starts += 1;
         let (child, ready) = launch(&self.netns, self.dir.path(), self.starts, &all);
         self.daemon = Some(child);
-        let got = ready.recv(&mut [0; 64]);
-        assert!(got.is_ok(), "the agent did not become ready:\n{}", self.log());
+        ready.set_read_timeout(Some(self.patience)).unwrap();
+        let got = await_ready(&ready);
+        assert!(got.is_ok(), "the agent did not become ready: {got:?}\n{}", self.log());
     }
 
     /// Runs the agent, which must refuse to run; gives its standard error.
@@ -170,7 +226,7 @@ impl Agent {
         let began = Instant::now();
         while !self.log().contains(words) {
             assert!(began.elapsed() < PATIENCE, "never logged {words:?}:\n{}", tail(&self.log(), 40));
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 
@@ -191,6 +247,34 @@ impl Agent {
         self.stop(Signal::SIGKILL);
         leaks::kill_all(&self.data_dir(), &self.netns.0);
         leaks::forget_kernel_state(&self.data_dir(), &self.netns.0);
+    }
+
+    /// A board without power: nobody hears another packet of it. [`Lan::set_link`] is to bring its plug back.
+    pub fn vanish(&mut self, lan: &Lan) {
+        lan.set_link(self.plug(), false);
+        self.power_cut();
+    }
+
+    /// Processes of this board's pods that a script marked, with their ids.
+    pub fn processes(&self, mark: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for pid in leaks::processes(&self.data_dir(), &self.netns.0) {
+            let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if leaks::in_cgroup(pid, &self.data_dir()) && text(&cmdline).contains(mark) {
+                found.push(pid.to_string());
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Waits until no process that a script marked is left.
+    pub fn until_no_process(&self, mark: &str) {
+        let began = Instant::now();
+        while let left @ [_, ..] = self.processes(mark).as_slice() {
+            assert!(began.elapsed() < PATIENCE, "{mark:?} still runs: {left:?}");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
     }
 
     /// `umiak status --json`.
@@ -223,7 +307,50 @@ impl Drop for Agent {
     }
 }
 
+/// A server, two boards on its switch and one behind a router, all nodes and with images to run.
+pub struct Fleet {
+    pub lan: Lan,
+    pub cluster: Cluster,
+    /// `pi-1`, `pi-2`, `pi-nat`; each has the label `fleet=true`.
+    pub agents: Vec<Agent>,
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Fleet {
+    pub fn new() -> Self {
+        let mut lan = Lan::new();
+        let cluster = Cluster::on(&mut lan);
+        let mut agents =
+            vec![Agent::new(&mut lan, "pi-1"), Agent::new(&mut lan, "pi-2"), Agent::behind_nat(&mut lan, "pi-nat")];
+        for agent in &mut agents {
+            let token = cluster.token(&["--label", "fleet=true"]);
+            agent.start(&["--token", &token]);
+            agent.import_all();
+        }
+        agents.iter().for_each(|agent| cluster.until_node(&agent.name, "True"));
+        Self { lan, cluster, agents }
+    }
+
+    /// Removes everything and checks that nothing is left.
+    pub fn finish(self) {
+        self.agents.into_iter().for_each(Agent::finish);
+        self.cluster.finish();
+    }
+}
+
 impl Cluster {
+    /// The name of a pod with a label on a node.
+    pub fn pod_on(&self, node: &str, selector: &str) -> String {
+        let words = format!("get pods -l {selector} --field-selector spec.nodeName={node} -o name");
+        let names = self.k(&words);
+        names.lines().next().unwrap_or_else(|| panic!("no pod {selector} on {node}")).to_owned()
+    }
+
     /// A server on a switch, that answers.
     pub fn on(lan: &mut Lan) -> Self {
         let mut cluster = Self::stopped();

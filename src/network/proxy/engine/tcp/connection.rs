@@ -11,8 +11,9 @@ use super::super::sys;
 use super::super::timers::{SECOND, Tick};
 use super::lane::{Lane, Tools};
 
-/// What an endpoint has to answer in before another is tried: a lost SYN is sent again after a second.
-const PATIENCE: Tick = 2 * SECOND;
+/// What an endpoint has to answer in before another is tried. A lost SYN is sent again after a second; who waits is a
+/// client, and the endpoint's board may have lost its power a moment ago.
+const PATIENCE: Tick = SECOND + 3;
 /// What it has where there is no other.
 const LAST_PATIENCE: Tick = 30 * SECOND;
 /// Endpoints that are tried for one connection.
