@@ -135,8 +135,7 @@ fn exchange<'a>(
         };
     }
     let (mut gives, mut takes) = (BTreeMap::new(), BTreeMap::new());
-    loop {
-        let (Some((from, over)), Some((to, missing))) = (most(&mut more), most(&mut less)) else { break };
+    while let (Some((from, over)), Some((to, missing))) = (most(&mut more), most(&mut less)) {
         if *over + *missing < 1.0 {
             break;
         }
