@@ -51,6 +51,7 @@ impl ClientError {
     pub(super) fn failure(&self) -> Failure {
         match self {
             Self::Greet { refused: true, .. } => Failure::Refused,
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => Failure::Unanswered,
             _ => Failure::Unreachable,
         }
     }

@@ -143,7 +143,6 @@ impl Link {
     async fn run(mut self) {
         let (mut turn, mut refusals) = (0, 0);
         loop {
-            let begun = Instant::now();
             let addresses = self.config.addresses.borrow_and_update().clone();
             let address = addresses.get(turn % addresses.len().max(1)).cloned();
             let failure = match address {
@@ -160,17 +159,13 @@ impl Link {
             // One of several addresses may be a way in for others only: the next one is tried soon.
             refusals = if failure == Failure::Refused { refusals + 1 } else { 0 };
             let failure = if refusals % addresses.len().max(1) == 0 { failure } else { Failure::Unreachable };
-            // An attempt that nobody answers takes long enough by itself.
-            let wait = match self.backoff.next(failure) {
-                wait if failure == Failure::Refused => wait,
-                wait => wait.saturating_sub(begun.elapsed()).max(spread().min(wait)),
-            };
+            let wait = self.backoff.next(failure);
             tracing::debug!(wait_ms = wait.as_millis(), "the next attempt to reach the server");
             tokio::select! {
                 () = sleep(wait) => {}
                 // Never while nobody can change them.
                 Ok(()) = self.config.addresses.changed() => {}
-                Ok(()) = self.config.network.changed(), if failure == Failure::Unreachable => {
+                Ok(()) = self.config.network.changed(), if failure != Failure::Refused => {
                     self.backoff.reset();
                     sleep(spread()).await;
                 }

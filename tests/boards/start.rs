@@ -1,14 +1,10 @@
 //! A board that starts with no server in reach: its pods run as if nothing were missing.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
-
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::fleet::{Agent, Lan};
-use common::{Cluster, PATIENCE, text};
+use crate::common::fleet::{Agent, Lan};
+use crate::common::{Cluster, PATIENCE, text};
 
 const PODS: &str = "
 apiVersion: v1

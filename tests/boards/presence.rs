@@ -1,14 +1,10 @@
 //! How soon the cluster knows that a board is gone, and that it is back.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
-
 use std::sync::mpsc::{Receiver, channel};
 use std::time::SystemTime;
 
-use common::fleet::{Agent, Lan};
-use common::{Cluster, PATIENCE, Running, images};
+use crate::common::fleet::{Agent, Lan};
+use crate::common::{Cluster, PATIENCE, Running, images};
 use nix::sys::signal::Signal;
 
 /// Sees the node's condition Ready change.

@@ -1,18 +1,14 @@
 //! A load-balancer address goes on answering when the board that has it dies, with the server and without.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
-
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::fleet::{Agent, Lan};
-use common::leaks::UPLINK;
-use common::{Cluster, Netns, PATIENCE, fetch, images, run};
+use crate::common::fleet::{Agent, Lan};
+use crate::common::leaks::UPLINK;
+use crate::common::{Cluster, Netns, PATIENCE, fetch, images, run};
 use nix::sys::signal::Signal;
 
 const PROMISE: Duration = Duration::from_secs(3);
@@ -166,7 +162,7 @@ impl Scene {
         std::thread::sleep(Duration::from_millis(500));
         let mut dead = self.agents.remove(owner(&self.host, &self.address, &self.agents));
         dead.vanish(&self.lan);
-        std::thread::sleep(Duration::from_secs(8));
+        std::thread::sleep(Duration::from_secs(6));
         judge(what, visitors);
         assert_eq!(owner(&self.host, &self.address, &self.agents), 0);
         dead
@@ -180,6 +176,13 @@ impl Scene {
 
 #[test]
 fn an_address_moves_when_its_board_dies() {
+    std::thread::scope(|scope| {
+        scope.spawn(with_the_server);
+        scope.spawn(without_the_server);
+    });
+}
+
+fn with_the_server() {
     let mut scene = Scene::new();
     let mut dead = scene.lose("server up");
 
@@ -194,8 +197,7 @@ fn an_address_moves_when_its_board_dies() {
     scene.finish();
 }
 
-#[test]
-fn an_address_moves_with_the_server_down() {
+fn without_the_server() {
     let mut scene = Scene::new();
     scene.cluster.stop_daemon(Signal::SIGKILL);
     std::thread::sleep(Duration::from_secs(2));

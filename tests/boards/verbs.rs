@@ -1,14 +1,10 @@
 //! What kubectl does with pods, on every board of a fleet, one of them behind NAT.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
-
 use std::io::Write;
 use std::time::Duration;
 
-use common::fleet::Fleet;
-use common::{Cluster, Running, fetch, run, text};
+use crate::common::fleet::Fleet;
+use crate::common::{Cluster, Running, fetch, run, text};
 
 /// A web server, and a shell that repeats what it is told.
 fn pod(node: &str) -> String {
@@ -99,7 +95,7 @@ fn carries(cluster: &Cluster, node: &str) {
     let name = format!("on-{node}");
     let dir = tempfile::tempdir().unwrap();
     let (there, back) = (dir.path().join("there"), dir.path().join("back"));
-    let content: Vec<u8> = (0..3_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+    let content: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
     std::fs::write(&there, &content).unwrap();
     cluster.k(&format!("cp -c echo {} {name}:/tmp/file", there.display()));
     cluster.k(&format!("cp -c echo {name}:/tmp/file {}", back.display()));

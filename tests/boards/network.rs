@@ -1,13 +1,9 @@
 //! Pods of one board reach those of another, straight and through Services; and who decides where pods run.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::fleet::Fleet;
-use common::{Cluster, fetch};
+use crate::common::fleet::Fleet;
+use crate::common::{Cluster, fetch, text};
 
 /// One pod on each board that says where it is, behind Services of every kind; `near` leaves the board behind NAT out.
 const WEB: &str = "
@@ -48,14 +44,14 @@ const NEAR: [&str; 2] = ["pi-1", "pi-2"];
 fn wget(cluster: &Cluster, pod: &str, address: &str) -> String {
     let url = format!("http://{address}/");
     let output = cluster.kubectl().args(["exec", pod, "--", "wget", "-qO-", &url]).output().unwrap();
-    common::text(&output.stdout) + &common::text(&output.stderr)
+    text(&output.stdout) + &text(&output.stderr)
 }
 
 /// The addresses that a name has inside a pod. (The resolver of a static C library is not to be had there.)
 fn look_up(cluster: &Cluster, pod: &str, name: &str) -> Vec<String> {
     // It asks for the name in every search domain, and fails if one does not have it.
     let output = cluster.kubectl().args(["exec", pod, "--", "nslookup", name]).output().unwrap();
-    let said = common::text(&output.stdout);
+    let said = text(&output.stdout);
     let answer = said.split("Name:").skip(1).flat_map(str::lines);
     answer.filter_map(|line| Some(line.strip_prefix("Address")?.split_whitespace().nth(1)?.to_owned())).collect()
 }

@@ -1,21 +1,17 @@
 //! How fast streams to a pod on a board are, and how little they are in the way of everything else.
 //!
-//! The figures of a binary as it is delivered: `UMIAK_BIN=... cargo test --test fleet_streams -- --nocapture`. Any other is
+//! The figures of a binary as it is delivered: `UMIAK_BIN=... cargo test --test boards streams -- --nocapture`. Any other is
 //! not optimised, so that what is asserted here is loose.
-
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod common;
 
 use std::io::{Read, Write};
 use std::process::{ChildStdin, ChildStdout};
 use std::time::{Duration, Instant};
 
-use common::fleet::{Agent, Lan};
-use common::{Cluster, Running, fetch, images};
+use crate::common::fleet::{Agent, Lan};
+use crate::common::{Cluster, Running, fetch, images};
 
 /// Bytes of each transfer.
-const SIZE: usize = 32 << 20;
+const SIZE: usize = 16 << 20;
 /// MB/s that even an unoptimised binary has on a busy machine.
 const LOOSE: f64 = 0.5;
 
@@ -91,8 +87,8 @@ fn forward(cluster: &Cluster) {
 }
 
 fn logs(cluster: &Cluster) {
-    // 42 MB on the board's disk, in five files.
-    const LINES: usize = 600_000;
+    // 21 MB on the board's disk, in three files.
+    const LINES: usize = 300_000;
     cluster.apply(&pod("chatty", &format!("yes so it goes on and on and on | head -n {LINES}; echo over; sleep 1000")));
     cluster.until("logs chatty --tail=1", |text| text == "over\n");
     let mut kubectl = Running::start(cluster, "logs chatty");
