@@ -30,6 +30,7 @@ use crate::clock::RELEASE_TIME;
 use crate::files;
 
 pub mod node;
+pub mod trusting;
 
 pub use node::Fingerprint;
 
@@ -148,9 +149,28 @@ impl Ca {
         self.sign(user, &params)
     }
 
+    /// A certificate for an MQTT broker on these hosts (names or addresses), good for ten years: nobody renews it.
+    ///
+    /// # Errors
+    /// When a name is not valid.
+    pub fn broker(&self, hosts: &[String]) -> Result<Identity, Error> {
+        let (addresses, names) = hosts.iter().cloned().partition::<Vec<String>, _>(|h| h.parse::<IpAddr>().is_ok());
+        let addresses = addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        self.serving("umiak-broker", ADMIN_LIFE, &names, &addresses)
+    }
+
     fn server(&self, names: &[String], addresses: &BTreeSet<IpAddr>) -> Result<Identity, Error> {
-        let subject = "umiak-server";
-        let mut params = leaf_params(subject, &[], SERVER_LIFE);
+        self.serving("umiak-server", SERVER_LIFE, names, addresses)
+    }
+
+    fn serving(
+        &self,
+        subject: &str,
+        life: Duration,
+        names: &[String],
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<Identity, Error> {
+        let mut params = leaf_params(subject, &[], life);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         for name in names {
             let name = name.as_str().try_into().map_err(|source| Error::Issue { subject: name.clone(), source })?;

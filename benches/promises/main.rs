@@ -1,7 +1,8 @@
 //! What Umiak promises, measured: `benches/run.sh` builds the static release binary and prints the table.
 //!
 //! Run as root on a quiet machine. `IDLE_SECONDS` (default 600) is the length of the idle window. Words on the command
-//! line choose parts: `api`, `watches`, `pods`, `idle`, `restart`, `services`, `dns`, `agent`, `containers`.
+//! line choose parts: `api`, `watches`, `pods`, `idle`, `restart`, `services`, `thousand`, `dns`, `agent`, `fleet`,
+//! `containers`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, unreachable_pub)]
 
@@ -10,6 +11,8 @@ mod common;
 mod agent;
 mod containers;
 mod dns;
+mod docker;
+mod fleet;
 mod idle;
 mod load;
 mod pods;
@@ -53,11 +56,17 @@ fn main() {
     if wanted("services") {
         with_cluster(services::measure);
     }
+    if wanted("thousand") {
+        with_cluster(services::thousand);
+    }
     if wanted("dns") {
         with_cluster(|cluster| dns::measure(cluster));
     }
     if wanted("agent") {
         agent::measure(window());
+    }
+    if wanted("fleet") {
+        fleet::measure(window());
     }
     if wanted("containers") {
         containers::measure();
@@ -88,7 +97,7 @@ fn binary() {
 }
 
 fn unmeasured() {
-    table::missing("one server, 2 cores", "1,000 agents, 30,000 pods", "no bench yet");
+    table::missing("one server, 2 cores", "30,000 pods", "no bench yet");
     table::missing(
         "acknowledged writes lost by a power cut",
         "0",

@@ -84,6 +84,11 @@ impl Identity {
         Ok(daemon::keep(directory.join(FILE), &text)?)
     }
 
+    /// Where the link is: at the broker the server named, or else at one of these servers.
+    pub(super) fn link_addresses(&self, servers: &[String]) -> Vec<String> {
+        self.granted.broker.clone().map_or_else(|| servers.to_vec(), |broker| vec![broker])
+    }
+
     /// Identifier of the cluster.
     pub(super) fn cluster(&self) -> String {
         cluster_id(&self.ca_fingerprint)
@@ -118,6 +123,7 @@ mod tests {
             pod_cidr: "10.42.1.0/24".parse().unwrap(),
             cluster_cidr: "10.42.0.0/16".parse().unwrap(),
             service_cidr: "10.43.0.0/16".parse().unwrap(),
+            broker: None,
         }
     }
 

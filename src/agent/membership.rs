@@ -36,6 +36,8 @@ pub(super) struct Membership {
     key_pem: String,
     clock: Arc<Clock>,
     servers: Vec<String>,
+    /// Where the link is to be looked for; a server may name another place.
+    addresses: watch::Sender<Vec<String>>,
     token: Option<Token>,
     state: Mutex<State>,
 }
@@ -90,9 +92,10 @@ impl Membership {
             }
         };
         let servers = if config.server.is_empty() { identity.servers.clone() } else { config.server.clone() };
+        let addresses = watch::Sender::new(identity.link_addresses(&servers));
         let state = Mutex::new(State { identity: Arc::new(identity), removed: false });
         let key_pem = key.pem();
-        Ok(Arc::new(Self { directory, key, key_pem, clock, servers, token, state }))
+        Ok(Arc::new(Self { directory, key, key_pem, clock, servers, addresses, token, state }))
     }
 
     /// The identity as it is now.
@@ -103,6 +106,11 @@ impl Membership {
     /// Where the server is looked for.
     pub(super) fn servers(&self) -> &[String] {
         &self.servers
+    }
+
+    /// Where the link is to be looked for, as it changes.
+    pub(super) fn addresses(&self) -> watch::Receiver<Vec<String>> {
+        self.addresses.subscribe()
     }
 
     /// Whether the server has removed this node.
@@ -182,6 +190,8 @@ impl Membership {
         }
         renewed.save(&self.directory)?;
         tracing::info!(node = renewed.name, "the certificate is renewed");
+        let addresses = renewed.link_addresses(&self.servers);
+        self.addresses.send_if_modified(|known| std::mem::replace(known, addresses.clone()) != addresses);
         *self.state() = State { identity: Arc::new(renewed), removed: false };
         Ok(())
     }

@@ -150,12 +150,10 @@ fn link_config(
     membership: &Membership,
     network: watch::Receiver<u64>,
 ) -> mqtt::NodeConfig {
-    // The addresses are those of this start: a configuration that changes is a new start.
-    let (_, addresses) = watch::channel(membership.servers().to_vec());
     mqtt::NodeConfig {
         cluster: cluster_id(&identity.ca_fingerprint),
         node: identity.name.clone(),
-        addresses,
+        addresses: membership.addresses(),
         network,
         keepalive: Duration::from_secs(config.keepalive.into()),
     }

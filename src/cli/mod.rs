@@ -1,6 +1,7 @@
 //! The command line: one file a command, parsing and printing only.
 
 pub mod agent;
+pub mod broker;
 pub mod check;
 pub mod client;
 pub mod demo;
@@ -45,6 +46,8 @@ enum Command {
     Agent(agent::AgentArgs),
     /// Make and list the tokens with which boards join
     Token(token::TokenArgs),
+    /// Make a certificate for a broker of your own
+    Broker(broker::BrokerArgs),
     /// Revoke a node
     Node(node::NodeArgs),
     /// Say how this board is: its link to the server, its pods and what they wait for
@@ -93,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Server(args) => server::run(args),
         Command::Agent(args) => agent::run(args),
         Command::Token(args) => token::run(&args),
+        Command::Broker(args) => broker::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Kubeconfig(args) => kubeconfig::run(&args),

@@ -5,15 +5,17 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-use super::services::{Cluster, Feed};
-use super::{Fleet, Kinds};
+use super::Fleet;
+use super::changes::{News, Subscription};
+use super::services::Feed;
+use crate::kinds::Object;
 use crate::kinds::meta;
 use crate::kinds::status::Status;
-use crate::kinds::{Kind, Object};
+use crate::link::channel;
 use crate::link::message::{Dependency, DesiredPod, Envelope, Reference, Sequence, ToNode, references};
-use crate::registry::{Event, EventType, ListOptions, Registry, Watch};
+use crate::registry::ListOptions;
 use crate::store::Key;
 
 /// Between a failed look at the registry and the next.
@@ -34,14 +36,15 @@ pub(super) async fn keep(
     fleet: &Fleet,
     node: &str,
     mut asked: watch::Receiver<u64>,
-    to_node: mpsc::Sender<Envelope<ToNode>>,
+    to_node: channel::Sender<Envelope<ToNode>>,
 ) {
     if asked.wait_for(|n| *n > 0).await.is_err() {
         return;
     }
-    let Fleet { registry, kinds, cluster, .. } = fleet;
+    // From before anything is looked up: a change may be told twice but none is missed.
+    let changes = fleet.changes.subscribe(node);
     let (sequence, told) = (Sequence::start(), BTreeMap::new());
-    let mut teller = Teller { registry, kinds, cluster, node, to_node, sequence, told };
+    let mut teller = Teller { fleet, node, to_node, sequence, told, changes };
     loop {
         asked.mark_unchanged();
         match teller.tell(&mut asked).await {
@@ -65,13 +68,13 @@ struct Told {
 }
 
 struct Teller<'a> {
-    registry: &'a Registry,
-    kinds: &'a Kinds,
-    cluster: &'a Cluster,
+    fleet: &'a Fleet,
     node: &'a str,
-    to_node: mpsc::Sender<Envelope<ToNode>>,
+    to_node: channel::Sender<Envelope<ToNode>>,
     sequence: Sequence,
+    /// By UID.
     told: BTreeMap<String, Told>,
+    changes: Subscription<'a>,
 }
 
 impl From<Status> for End {
@@ -89,11 +92,7 @@ impl Teller<'_> {
     }
 
     async fn try_tell(&mut self, asked: &mut watch::Receiver<u64>) -> Result<std::convert::Infallible, End> {
-        // Watching begins before listing: a change may be told twice but none is missed.
-        let mut pods = self.registry.watch(&self.kinds.pods, None, None)?;
-        let mut used =
-            self.kinds.used.iter().map(|k| self.registry.watch(k, None, None)).collect::<Result<Vec<Watch>, _>>()?;
-        let mut feed = Feed::of(self.cluster, self.node);
+        let mut feed = Feed::of(&self.fleet.cluster, self.node);
         self.tell_pods().await?;
         let mut complete = false;
         loop {
@@ -102,8 +101,7 @@ impl Teller<'_> {
                 biased;
                 changed = asked.changed() => return Err(if changed.is_ok() { End::Asked } else { End::Gone }),
                 () = self.to_node.closed() => return Err(End::Gone),
-                event = pods.next() => self.pod_changed(&event?).await?,
-                (kind, event) = first(&mut used) => self.object_changed(kind, &event?).await?,
+                news = self.changes.next() => self.tell_news(news).await?,
                 () = feed.changed() => {}
                 // Nobody else sends: there will still be room.
                 room = has_room(&self.to_node), if feed.has_more() || (!complete && feed.is_whole()) => {
@@ -123,10 +121,11 @@ impl Teller<'_> {
     async fn tell_pods(&mut self) -> Result<(), End> {
         self.told.clear();
         let options = ListOptions::default().fields(&format!("spec.nodeName={}", self.node));
-        for raw in self.registry.list(&self.kinds.pods, &options)?.items {
+        for raw in self.fleet.registry.list(&self.fleet.kinds.pods, &options)?.items {
             let object = raw.object()?;
             self.tell_pod(raw.key, object, true).await?;
         }
+        self.forget_unused();
         Ok(())
     }
 
@@ -135,24 +134,44 @@ impl Teller<'_> {
         self.to_node.send(envelope).await.map_err(|_| End::Gone)
     }
 
-    async fn pod_changed(&mut self, event: &Event) -> Result<(), End> {
-        // Parsing every pod of a large cluster for every node would be quadratic.
-        let name = json!(self.node).to_string();
-        let bytes = event.object.json();
-        if !contains(&bytes, name.as_bytes()) {
-            return Ok(());
+    async fn tell_news(&mut self, News { all, pods, objects }: News) -> Result<(), End> {
+        if all {
+            // The history was too short.
+            return Err(End::Asked);
         }
-        let pod = event.object.object()?;
-        if meta::str_at(&pod, "/spec/nodeName") != self.node {
-            return Ok(());
+        for key in pods {
+            self.pod_changed(key).await?;
         }
-        let uid = meta::uid(&pod).to_owned();
-        if event.kind == EventType::Deleted {
+        self.forget_unused();
+        for reference in objects {
+            self.object_changed(reference).await?;
+        }
+        Ok(())
+    }
+
+    async fn pod_changed(&mut self, key: Key) -> Result<(), End> {
+        let pod = match self.fleet.registry.get(&self.fleet.kinds.pods, &key.namespace, &key.name) {
+            Ok(pod) => Some(pod).filter(|pod| meta::str_at(pod, "/spec/nodeName") == self.node),
+            Err(status) if status.code == 404 => None,
+            Err(status) => return Err(status.into()),
+        };
+        // A name may come back as another pod.
+        let uid = pod.as_ref().map(meta::uid).unwrap_or_default();
+        let gone =
+            self.told.iter().filter(|(known, told)| told.key == key && *known != uid).map(|(uid, _)| uid.clone());
+        for uid in gone.collect::<Vec<_>>() {
             self.told.remove(&uid);
-            return self.send(ToNode::Remove { uid }).await;
+            self.send(ToNode::Remove { uid }).await?;
         }
-        // A name may come back as another pod; what was lost in between is the deletion of the first.
-        self.tell_pod(event.object.key.clone(), pod, false).await
+        match pod {
+            Some(pod) => self.tell_pod(key, pod, false).await,
+            None => Ok(()),
+        }
+    }
+
+    /// From now on the node hears of nothing but what its pods use.
+    fn forget_unused(&mut self) {
+        self.changes.uses_only(&self.told.values().flat_map(|told| &told.uses).collect());
     }
 
     async fn tell_pod(&mut self, key: Key, mut pod: Object, always: bool) -> Result<(), End> {
@@ -172,10 +191,11 @@ impl Teller<'_> {
     }
 
     /// What the pod refers to, as it is now; bound volumes included.
-    fn dependencies(&self, pod: &Object) -> Result<Vec<Dependency>, Status> {
+    fn dependencies(&mut self, pod: &Object) -> Result<Vec<Dependency>, Status> {
         let mut found = Vec::new();
         let mut wanted = references(pod);
         while let Some(reference) = wanted.pop() {
+            self.changes.uses(&reference);
             let object = self.look_up(&reference)?;
             if reference.resource == "persistentvolumeclaims"
                 && let Some(claim) = &object
@@ -193,17 +213,15 @@ impl Teller<'_> {
     }
 
     fn look_up(&self, reference: &Reference) -> Result<Option<Object>, Status> {
-        let Some(kind) = self.kinds.used(&reference.resource) else { return Ok(None) };
-        match self.registry.get(kind, &reference.namespace, &reference.name) {
+        let Some(kind) = self.fleet.kinds.used(&reference.resource) else { return Ok(None) };
+        match self.fleet.registry.get(kind, &reference.namespace, &reference.name) {
             Ok(object) => Ok(Some(bare(object))),
             Err(status) if status.code == 404 => Ok(None),
             Err(status) => Err(status),
         }
     }
 
-    async fn object_changed(&mut self, kind: usize, event: &Event) -> Result<(), End> {
-        let Some(kind) = self.kinds.used.get(kind) else { return Ok(()) };
-        let reference = reference(kind, &event.object.key);
+    async fn object_changed(&mut self, reference: Reference) -> Result<(), End> {
         let users: Vec<Key> =
             self.told.values().filter(|t| t.uses.contains(&reference)).map(|t| t.key.clone()).collect();
         if users.is_empty() {
@@ -212,39 +230,23 @@ impl Teller<'_> {
         if reference.resource == "persistentvolumeclaims" {
             // It may be bound to a volume now: what the pod uses has changed.
             for key in users {
-                match self.registry.get(&self.kinds.pods, &key.namespace, &key.name) {
+                match self.fleet.registry.get(&self.fleet.kinds.pods, &key.namespace, &key.name) {
                     Ok(pod) => self.tell_pod(key, pod, true).await?,
                     Err(status) if status.code == 404 => {}
                     Err(status) => return Err(status.into()),
                 }
             }
+            self.forget_unused();
             return Ok(());
         }
-        let object = match event.kind {
-            EventType::Deleted => None,
-            _ => Some(bare(event.object.object()?)),
-        };
+        let object = self.look_up(&reference)?;
         self.send(ToNode::Object(Dependency { reference, object })).await
     }
 }
 
 /// Waits for room for a message; `false` when the carrier is gone.
-async fn has_room(to_node: &mpsc::Sender<Envelope<ToNode>>) -> bool {
+async fn has_room(to_node: &channel::Sender<Envelope<ToNode>>) -> bool {
     to_node.reserve().await.is_ok()
-}
-
-/// The next change of any of several watches, with the watch's number.
-async fn first(watches: &mut [Watch]) -> (usize, Result<Event, Status>) {
-    let next = watches.iter_mut().enumerate().map(|(n, watch)| Box::pin(async move { (n, watch.next().await) }));
-    futures_util::future::select_all(next).await.0
-}
-
-fn reference(kind: &Kind, key: &Key) -> Reference {
-    Reference {
-        resource: kind.plural.clone().into_owned(),
-        namespace: key.namespace.to_string(),
-        name: key.name.to_string(),
-    }
 }
 
 /// Without what only the server needs.
@@ -269,10 +271,6 @@ fn substance(pod: &Object) -> u64 {
         meta::condition(pod, kind).and_then(|c| c.get("status")).map(Value::to_string).hash(&mut hasher);
     }
     hasher.finish()
-}
-
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|w| w == part)
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub struct Cluster {
     pub service_cidr: Cidr,
     /// The server's own node, whose name nobody else gets.
     pub own_node: Option<String>,
+    /// `host:port` of the broker, if it is not the server's own.
+    pub broker: Option<String>,
 }
 
 /// The members of a fleet. Share it by `Arc`.
@@ -143,6 +145,7 @@ impl Members {
             pod_cidr,
             cluster_cidr: self.cluster.cluster_cidr,
             service_cidr: self.cluster.service_cidr,
+            broker: self.cluster.broker.clone(),
         })
     }
 

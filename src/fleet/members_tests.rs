@@ -47,6 +47,7 @@ impl Bench {
             cluster_cidr: "10.42.0.0/16".parse().unwrap(),
             service_cidr: "10.43.0.0/16".parse().unwrap(),
             own_node: Some("server".into()),
+            broker: None,
         };
         let members = Members::new(fleet, ca, cluster);
         Self { dir, registry, members, _events: writer }

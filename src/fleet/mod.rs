@@ -4,6 +4,7 @@
 //! comes back, [`lease`] shows that the node is there and [`presence`] that it is not. [`members`] says who is a node.
 
 pub mod addresses;
+mod changes;
 mod desired;
 mod lease;
 pub mod members;
@@ -23,7 +24,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::events::EventRecorder;
@@ -31,7 +32,7 @@ use crate::kinds::Kind;
 use crate::kinds::status::Status;
 use crate::link::message::{Arrivals, Envelope, Order, ToServer};
 use crate::link::stream::{Stream, StreamRequest};
-use crate::link::{Open, ServerEnd};
+use crate::link::{Open, ServerEnd, channel};
 use crate::registry::Registry;
 
 /// The field manager of what nodes report.
@@ -46,12 +47,13 @@ pub struct Fleet {
     kinds: Kinds,
     events: EventRecorder,
     cluster: services::Cluster,
+    changes: changes::Changes,
     sessions: Mutex<HashMap<String, Session>>,
 }
 
 /// A connected node.
 struct Session {
-    streams: mpsc::Sender<Open>,
+    streams: channel::Sender<Open>,
     uid: Option<String>,
     /// Ends a session of a member; asks the server's own node, which is one by itself, for everything.
     end: Arc<Notify>,
@@ -112,13 +114,17 @@ impl Fleet {
             kinds,
             events,
             cluster: services::Cluster::default(),
+            changes: changes::Changes::default(),
             sessions: Mutex::default(),
         }))
     }
 
-    /// Keeps up to date what nodes are told of Services; never ends. Without it they are told of no Service.
-    pub async fn follow_services(&self) {
-        self.cluster.follow(&self.registry, &self.kinds).await;
+    /// Keeps up to date what nodes are told; never ends. Without it they are told of no Service and of no change.
+    pub async fn follow(&self) {
+        tokio::join!(
+            self.cluster.follow(&self.registry, &self.kinds),
+            self.changes.follow(&self.registry, &self.kinds),
+        );
     }
 
     /// Looks after one node until its carrier is gone, a newer one takes its place, or its Node object is removed: the
@@ -163,7 +169,7 @@ impl Fleet {
     async fn receive(
         &self,
         member: &Member,
-        mut rx: mpsc::Receiver<Envelope<ToServer>>,
+        mut rx: channel::Receiver<Envelope<ToServer>>,
         ask: &watch::Sender<u64>,
         present: &watch::Sender<bool>,
     ) {

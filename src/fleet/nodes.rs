@@ -13,8 +13,11 @@ use crate::registry::Raw;
 
 use super::peers::{self, Peers};
 
-/// Changes of peers wait this long for others: every node looks for what is new to it.
+/// Changes of peers wait for others, as every node is told of every other: the longer the more nodes there are, up to
+/// [`LONGEST`].
 const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE_EACH: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// The nodes as the others see them.
 #[derive(Default)]
@@ -48,7 +51,8 @@ impl Known {
             None => self.peers.remove(name),
         };
         if before != peer {
-            self.due.get_or_insert_with(|| Instant::now() + SETTLE);
+            let settle = (SETTLE + SETTLE_EACH * self.peers.len() as u32).min(LONGEST);
+            self.due.get_or_insert_with(|| Instant::now() + settle);
         }
         Ok(())
     }

@@ -20,27 +20,37 @@ pub(super) struct Known {
     allowed: bool,
 }
 
-type All = Arc<BTreeMap<String, Known>>;
+/// All nodes that have an address and pod addresses, at one time.
+#[derive(Debug, Default)]
+struct State {
+    nodes: BTreeMap<String, Known>,
+    /// Counts the states, and who is new or different since the one before: found out once, not by every node.
+    number: u64,
+    changed: Vec<String>,
+}
 
-/// All nodes that have an address and pod addresses.
+/// The nodes, and whoever wants to know of changes.
 #[derive(Default)]
 pub(super) struct Peers {
-    all: watch::Sender<All>,
+    now: watch::Sender<Arc<State>>,
 }
 
 impl Peers {
     /// These are all nodes there are.
     pub(super) fn set(&self, all: BTreeMap<String, Known>) {
-        self.all.send_if_modified(|old| {
-            let other = **old != all;
-            *old = Arc::new(all);
-            other
+        self.now.send_if_modified(|now| {
+            let changed = differences(&now.nodes, &all);
+            let any = !changed.is_empty();
+            if any {
+                *now = Arc::new(State { nodes: all, number: now.number + 1, changed });
+            }
+            any
         });
     }
 
     /// What a node has yet to hear: everything.
     pub(super) fn feed(&self, node: &str) -> PeerFeed {
-        let now = self.all.subscribe();
+        let now = self.now.subscribe();
         PeerFeed { node: node.to_owned(), now, told: None, pending: BTreeSet::new() }
     }
 }
@@ -48,9 +58,9 @@ impl Peers {
 /// What one node has yet to hear of the others. Changes of one node while others wait are told as one.
 pub(super) struct PeerFeed {
     node: String,
-    now: watch::Receiver<All>,
+    now: watch::Receiver<Arc<State>>,
     /// As of when it was told, but for what is pending.
-    told: Option<All>,
+    told: Option<Arc<State>>,
     pending: BTreeSet<String>,
 }
 
@@ -61,8 +71,11 @@ impl PeerFeed {
         let _ = self.now.changed().await;
         let Some(told) = &self.told else { return };
         let now = self.now.borrow_and_update().clone();
-        let names: BTreeSet<&String> = told.keys().chain(now.keys()).collect();
-        self.pending.extend(names.into_iter().filter(|name| told.get(*name) != now.get(*name)).cloned());
+        match now.number - told.number {
+            0 => {}
+            1 => self.pending.extend(now.changed.iter().cloned()),
+            _ => self.pending.extend(differences(&told.nodes, &now.nodes)),
+        }
         self.told = Some(now);
     }
 
@@ -75,12 +88,12 @@ impl PeerFeed {
     pub(super) fn next(&mut self) -> Option<ToNode> {
         if self.told.is_none() {
             let now = self.now.borrow_and_update().clone();
-            let message = ToNode::Peers(now.values().map(|known| self.seen(known)).collect());
+            let message = ToNode::Peers(now.nodes.values().map(|known| self.seen(known)).collect());
             self.told = Some(now);
             return Some(message);
         }
         let name = self.pending.pop_first()?;
-        let known = self.told.as_ref()?.get(&name);
+        let known = self.told.as_ref()?.nodes.get(&name);
         Some(known.map_or(ToNode::PeerGone(name), |known| ToNode::Peer(self.seen(known))))
     }
 
@@ -88,6 +101,13 @@ impl PeerFeed {
         let announces = if known.peer.name == self.node { known.allowed } else { known.peer.announces };
         Peer { announces, ..known.peer.clone() }
     }
+}
+
+/// Names of those that are in one only, or not the same in both.
+fn differences(before: &BTreeMap<String, Known>, after: &BTreeMap<String, Known>) -> Vec<String> {
+    let gone = before.keys().filter(|name| !after.contains_key(*name));
+    let new = after.iter().filter(|(name, known)| before.get(*name) != Some(known)).map(|(name, _)| name);
+    gone.chain(new).cloned().collect()
 }
 
 /// `None`: it has no address or no pod addresses yet.
@@ -149,7 +169,14 @@ mod tests {
         let peers = Peers::default();
         let put = |name: &str, change: Value| {
             let known = known(&node(name, change)).unwrap();
-            peers.all.send_modify(|all| drop(Arc::make_mut(all).insert(name.to_owned(), known)));
+            let mut all = peers.now.borrow().nodes.clone();
+            all.insert(name.to_owned(), known);
+            peers.set(all);
+        };
+        let remove = |name: &str| {
+            let mut all = peers.now.borrow().nodes.clone();
+            all.remove(name);
+            peers.set(all);
         };
         let shown = |message: Option<ToNode>| match message {
             Some(ToNode::Peers(all)) => all.iter().map(|p| format!("{} {}", p.name, p.announces)).collect(),
@@ -165,7 +192,7 @@ mod tests {
         for _ in 0..3 {
             put("a", json!({"/spec/unschedulable": true}));
             put("c", json!({}));
-            peers.all.send_modify(|all| drop(Arc::make_mut(all).remove("c")));
+            remove("c");
             feed.changed().await;
         }
         put("b", json!({"/spec/unschedulable": true}));
@@ -173,7 +200,7 @@ mod tests {
         assert_eq!(shown(feed.next()), ["put a false"]);
         assert_eq!(shown(feed.next()), ["put b false"]);
         assert!(!feed.has_more());
-        peers.all.send_modify(|all| drop(Arc::make_mut(all).remove("a")));
+        remove("a");
         feed.changed().await;
         assert_eq!(shown(feed.next()), ["gone a"]);
         assert!(!feed.has_more() && feed.next().is_none());

@@ -1,13 +1,11 @@
 //! The in-process carrier: three bounded channels.
 
-use tokio::sync::mpsc;
-
-use super::{NodeEnd, OPENING, QUEUE, ServerEnd};
+use super::{NodeEnd, OPENING, QUEUE, ServerEnd, channel};
 
 /// Two connected ends.
 pub fn pair() -> (ServerEnd, NodeEnd) {
-    let (down_tx, down_rx) = mpsc::channel(QUEUE);
-    let (up_tx, up_rx) = mpsc::channel(QUEUE);
-    let (open_tx, open_rx) = mpsc::channel(OPENING);
+    let (down_tx, down_rx) = channel::channel(QUEUE);
+    let (up_tx, up_rx) = channel::channel(QUEUE);
+    let (open_tx, open_rx) = channel::channel(OPENING);
     (ServerEnd { rx: up_rx, tx: down_tx, streams: open_tx }, NodeEnd { rx: down_rx, tx: up_tx, streams: open_rx })
 }

@@ -22,7 +22,7 @@ use crate::pki::Fingerprint;
 /// Longest message in bytes.
 const MAX_MESSAGE: usize = 64 << 10;
 /// A side that says nothing for this long is given up.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Begins every token, so that one is recognised when it lies about.
 const PREFIX: &str = "umiak1_";
 
@@ -125,6 +125,9 @@ pub struct Granted {
     pub cluster_cidr: Cidr,
     /// The addresses of Services.
     pub service_cidr: Cidr,
+    /// Where the link is, if it is not where boards join: `host:port` of a broker that is not the server's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker: Option<String>,
 }
 
 /// Why a board gets no certificate.

@@ -4,13 +4,12 @@
 //! and [`mqtt`], for which the server brings a [`broker`] of its own.
 
 pub mod broker;
+pub mod channel;
 pub mod local;
 pub mod membership;
 pub mod message;
 pub mod mqtt;
 pub mod stream;
-
-use tokio::sync::mpsc;
 
 use message::{Envelope, ToNode, ToServer};
 use stream::{Stream, StreamRequest};
@@ -33,20 +32,20 @@ pub struct Open {
 #[derive(Debug)]
 pub struct NodeEnd {
     /// From the server, in order.
-    pub rx: mpsc::Receiver<Envelope<ToNode>>,
+    pub rx: channel::Receiver<Envelope<ToNode>>,
     /// To the server.
-    pub tx: mpsc::Sender<Envelope<ToServer>>,
+    pub tx: channel::Sender<Envelope<ToServer>>,
     /// Streams the server opens.
-    pub streams: mpsc::Receiver<Open>,
+    pub streams: channel::Receiver<Open>,
 }
 
 /// The server's end of a carrier to one node.
 #[derive(Debug)]
 pub struct ServerEnd {
     /// From the node, in order.
-    pub rx: mpsc::Receiver<Envelope<ToServer>>,
+    pub rx: channel::Receiver<Envelope<ToServer>>,
     /// To the node.
-    pub tx: mpsc::Sender<Envelope<ToNode>>,
+    pub tx: channel::Sender<Envelope<ToNode>>,
     /// Opens streams.
-    pub streams: mpsc::Sender<Open>,
+    pub streams: channel::Sender<Open>,
 }

@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use super::view::View;
+use crate::link::channel;
 use crate::link::message::{AddressReport, Envelope, EventReport, NodeReport, PodName, PodReport, Sequence, ToServer};
 
 /// Events kept while there is no server.
@@ -106,7 +107,7 @@ impl Outbox {
     }
 
     /// Sends what comes in until the carrier is gone.
-    pub(super) async fn run(&self, to_server: mpsc::Sender<Envelope<ToServer>>) {
+    pub(super) async fn run(&self, to_server: channel::Sender<Envelope<ToServer>>) {
         let mut sequence = Sequence::start();
         loop {
             while let Ok(permit) = to_server.reserve().await {

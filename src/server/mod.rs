@@ -5,12 +5,13 @@ mod parts;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::pki_types::CertificateDer;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
 use crate::api::{self, Api};
@@ -29,6 +30,8 @@ use parts::Parts;
 
 /// The administrator's kubeconfig, below the data directory.
 pub const ADMIN_KUBECONFIG: &str = "admin.kubeconfig";
+/// Connections of pods that wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// Events are kept for an hour, as by the Kubernetes API server.
 const EVENT_TTL: Duration = Duration::from_secs(3600);
 
@@ -60,6 +63,11 @@ pub enum Error {
     Bootstrap(Status),
 }
 
+/// Where the CA of a server with this data directory is.
+pub(crate) fn pki_directory(data_dir: &Path) -> PathBuf {
+    data_dir.join("server/pki")
+}
+
 /// Runs the server until SIGTERM or SIGINT. Pods go on when it returns.
 ///
 /// # Errors
@@ -69,14 +77,15 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
     let _lock = daemon::begin(data_dir)?;
     let address = SocketAddr::new(config.bind_address, config.https_port);
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+    let for_pods = for_pods(&config)?;
     let (stop, stopped) = watch::channel(false);
     let mut signals = Signals::new()?;
 
     let store = Store::open(store_options(data_dir))?;
     let registry = Registry::with_services(store.clone(), KindTable::builtin(), config.service_cidr);
     registry.bootstrap().await.map_err(Error::Bootstrap)?;
-    let ca = Arc::new(Ca::open(&data_dir.join("server/pki"))?);
-    let tls = server_tls(&config, ca.clone())?;
+    let ca = Arc::new(Ca::open(&pki_directory(&data_dir))?);
+    let tls = server_tls(config, ca.clone())?;
     write_admin_kubeconfig(&config, &ca)?;
     nodes::publish_addresses(&config, &registry).await.map_err(Error::Bootstrap)?;
     let mut parts = Parts::start(&config, &registry, &ca, &tls, stopped.clone()).await?;
@@ -93,6 +102,7 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
         trimmer.active();
     });
     let api = Api::new(registry, options);
+    let gateway = for_pods.map(|listener| tokio::spawn(api.clone().serve(listener, until(stopped.clone()))));
     let serving = tokio::spawn(api.serve(listener, until(stopped)));
 
     let mut ready = std::pin::pin!(parts.ready());
@@ -110,9 +120,32 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
     notify("STOPPING=1");
     stop.send_replace(true);
     serving.await.ok();
+    if let Some(gateway) = gateway {
+        gateway.await.ok();
+    }
     parts.join().await;
     store.close().await?;
     ended
+}
+
+/// Where pods reach an API that listens on loopback only: at their gateway, before the bridge that will have it is made.
+fn for_pods(config: &ServerConfig) -> Result<Option<TcpListener>, Error> {
+    if !config.bind_address.is_loopback() {
+        return Ok(None);
+    }
+    if config.no_node {
+        tracing::warn!(bind_address = %config.bind_address, "pods cannot reach the API: it listens on loopback only");
+        return Ok(None);
+    }
+    let address = SocketAddr::new(parts::gateway(config).into(), config.https_port);
+    let listen = || {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        setsockopt(&socket, sockopt::IpFreebind, &true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map(Some).map_err(|source| Error::Listen { address, source })
 }
 
 /// Ends when the daemon is told to stop.

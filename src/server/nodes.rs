@@ -85,7 +85,7 @@ fn boxed<'a>(task: impl Future<Output = ()> + Send + 'a) -> std::pin::Pin<Box<dy
 
 /// The certificate with which the server comes to a broker that is not its own.
 fn client_identity(ca: &Ca) -> Result<mqtt::TlsProvider, Error> {
-    let identity = ca.client(mqtt::tls::SERVER_NAME, &[])?;
+    let identity = ca.client(mqtt::tls::SERVER_USER, &[])?;
     let roots = pki::roots(ca.certificate())?;
     let tls = move || {
         use rustls::pki_types::PrivateKeyDer;

@@ -1,6 +1,6 @@
 //! Everything of the server that runs beside the API: controllers, scheduler, fleet, and the node half.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::{Error, nodes, until};
 use crate::api;
-use crate::config::ServerConfig;
+use crate::config::{ServerConfig, broker_address};
 use crate::daemon::board::{Board, BoardConfig};
 use crate::daemon::{log_end, status};
 use crate::fleet::members::{Cluster, Members};
@@ -67,7 +67,7 @@ impl Parts {
         });
         let fleet = Fleet::new(registry.clone(), events).map_err(Error::Bootstrap)?;
         let following = fleet.clone();
-        spawn(&mut tasks, "the Services", registry, |_| async move { following.follow_services().await });
+        spawn(&mut tasks, "the fleet's view", registry, |_| async move { following.follow().await });
         let members = Members::new(fleet.clone(), ca.clone(), cluster(config));
         let watching = members.clone();
         spawn(&mut tasks, "the watch over nodes", registry, |_| async move { watching.watch_over().await });
@@ -157,7 +157,13 @@ fn own_name(config: &ServerConfig) -> Option<String> {
 }
 
 fn cluster(config: &ServerConfig) -> Cluster {
-    Cluster { cluster_cidr: config.cluster_cidr, service_cidr: config.service_cidr, own_node: own_name(config) }
+    Cluster {
+        cluster_cidr: config.cluster_cidr,
+        service_cidr: config.service_cidr,
+        own_node: own_name(config),
+        // The configuration was checked when it was read.
+        broker: config.broker_url.as_deref().and_then(|url| broker_address(url).ok()),
+    }
 }
 
 /// The address of this machine, where the configuration says it.
@@ -166,10 +172,16 @@ fn given_address(config: &ServerConfig) -> Option<IpAddr> {
     given.then_some(config.bind_address)
 }
 
-/// Where pods reach the API: this machine's address, or the pods' gateway where it is alone.
+/// Where pods reach the API: this machine's address, or the pods' gateway where it is alone or keeps the API to itself.
 fn api_address(config: &ServerConfig) -> IpAddr {
-    let found = given_address(config).or_else(|| host_address(&config.bridge));
-    found.unwrap_or_else(|| addresses::first(config.cluster_cidr).host(1).into())
+    let found = || given_address(config).or_else(|| host_address(&config.bridge));
+    let found = if config.bind_address.is_loopback() { None } else { found() };
+    found.unwrap_or_else(|| gateway(config).into())
+}
+
+/// The pods' gateway on this machine.
+pub(super) fn gateway(config: &ServerConfig) -> Ipv4Addr {
+    addresses::first(config.cluster_cidr).host(1)
 }
 
 /// Starts the node half of this machine; returns its image store and what it shows.

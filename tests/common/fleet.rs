@@ -5,12 +5,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::bad_link::{BadLink, Conditions};
 use super::{Cluster, Netns, PATIENCE, await_ready, binary, images, launch, leaks, run, tail, text};
 
 /// A switch; everything on it has an address in 192.168.77.0/24.
@@ -35,10 +36,26 @@ impl Lan {
 
     /// Plugs a namespace in; gives its address.
     pub fn plug(&mut self, netns: &Netns) -> String {
-        self.used += 1;
-        let (port, address) = (format!("port{}", self.used), format!("192.168.77.{}", self.used));
+        let port = self.next_port();
         let far = &netns.0;
         ip(&self.switch, &format!("link add {port} type veth peer name {} netns {far}", leaks::UPLINK));
+        self.connect(&port, netns)
+    }
+
+    /// Plugs a namespace in by a bad link.
+    pub fn plug_badly(&mut self, netns: &Netns, conditions: Conditions) -> (String, BadLink) {
+        let port = self.next_port();
+        let link = BadLink::new([(&self.switch, &port), (netns, leaks::UPLINK)], conditions, 20);
+        (self.connect(&port, netns), link)
+    }
+
+    fn next_port(&mut self) -> String {
+        self.used += 1;
+        format!("port{}", self.used)
+    }
+
+    fn connect(&self, port: &str, netns: &Netns) -> String {
+        let address = format!("192.168.77.{}", self.used);
         ip(&self.switch, &format!("link set {port} master br0 up"));
         ip(netns, &format!("addr add {address}/24 dev {}", leaks::UPLINK));
         ip(netns, &format!("link set {} up", leaks::UPLINK));
@@ -103,7 +120,10 @@ pub struct Agent {
     daemon: Option<Child>,
     starts: u32,
     router: Option<Router>,
+    pub link: Option<BadLink>,
     pub address: String,
+    /// How long becoming ready may take.
+    pub patience: Duration,
 }
 
 impl Agent {
@@ -121,9 +141,28 @@ impl Agent {
         Self::of(name, netns, "10.99.0.2".to_owned(), Some(router))
     }
 
+    /// A board at the end of a bad link.
+    pub fn by_bad_link(lan: &mut Lan, name: &str, conditions: Conditions) -> Self {
+        let netns = Netns::new();
+        let (address, link) = lan.plug_badly(&netns, conditions);
+        let mut agent = Self::of(name, netns, address, None);
+        agent.link = Some(link);
+        agent
+    }
+
     fn of(name: &str, netns: Netns, address: String, router: Option<Router>) -> Self {
         let dir = tempfile::Builder::new().prefix("umiak-test-").tempdir().unwrap();
-        Self { name: name.to_owned(), netns, dir, daemon: None, starts: 0, router, address }
+        Self {
+            name: name.to_owned(),
+            netns,
+            dir,
+            daemon: None,
+            starts: 0,
+            router,
+            link: None,
+            address,
+            patience: PATIENCE,
+        }
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -162,6 +201,7 @@ impl Agent {
         self.starts += 1;
         let (child, ready) = launch(&self.netns, self.dir.path(), self.starts, &all);
         self.daemon = Some(child);
+        ready.set_read_timeout(Some(self.patience)).unwrap();
         let got = await_ready(&ready);
         assert!(got.is_ok(), "the agent did not become ready: {got:?}\n{}", self.log());
     }
@@ -186,7 +226,7 @@ impl Agent {
         let began = Instant::now();
         while !self.log().contains(words) {
             assert!(began.elapsed() < PATIENCE, "never logged {words:?}:\n{}", tail(&self.log(), 40));
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+pub mod bad_link;
 pub mod fleet;
 pub mod images;
 pub mod leaks;
@@ -118,6 +119,15 @@ impl Cluster {
         (1..=self.starts).map(log).collect()
     }
 
+    /// Waits until the log says something.
+    pub fn until_logged(&self, words: &str) {
+        let began = Instant::now();
+        while !self.log().contains(words) {
+            assert!(began.elapsed() < PATIENCE, "never logged {words:?}:\n{}", tail(&self.log(), 40));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// `umiak` in this cluster's namespace.
     pub fn umiak(&self) -> Command {
         self.netns.command(binary())
@@ -203,6 +213,11 @@ impl Cluster {
 
     /// Waits until kubectl's output satisfies a test.
     pub fn until(&self, words: &str, test: impl Fn(&str) -> bool) -> String {
+        self.until_within(PATIENCE, words, test)
+    }
+
+    /// Waits for that as long as `patience`.
+    pub fn until_within(&self, patience: Duration, words: &str, test: impl Fn(&str) -> bool) -> String {
         let began = Instant::now();
         loop {
             let output = self.kubectl().args(words.split_whitespace()).output().unwrap();
@@ -210,7 +225,7 @@ impl Cluster {
             if output.status.success() && test(&out) {
                 return out;
             }
-            if began.elapsed() > PATIENCE {
+            if began.elapsed() > patience {
                 let err = text(&output.stderr);
                 panic!("kubectl {words}: not as awaited:\n{out}{err}\n--- daemon:\n{}", tail(&self.log(), 60));
             }

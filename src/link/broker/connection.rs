@@ -11,19 +11,19 @@ use rumqttc::mqttbytes::v4::{
 use rumqttc::mqttbytes::{Protocol, QoS};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::clients::{Client, Clients};
 use super::joins::{Join, Joins};
+use crate::link::channel;
 use crate::link::mqtt::tls::{ServerTls, node_name};
 use crate::link::mqtt::topic::{Identity, identify};
 use crate::link::mqtt::{Allowed, MAX_PACKET, PacketError, PacketReader, encode};
 
-/// From the first byte to CONNECT.
-const HANDSHAKE: Duration = Duration::from_secs(30);
+/// From the first byte to CONNECT, on a link that is slow and loses packets.
+const HANDSHAKE: Duration = Duration::from_secs(60);
 /// Largest packet of a client that is not accepted yet, in bytes.
 const MAX_CONNECT: usize = 4096;
 /// Silence of a client that asks for no limit, or for more.
@@ -158,7 +158,7 @@ pub(super) async fn serve(clients: &Clients, admitted: Admitted) -> End {
     let Admitted { stream, mut reader, client, keepalive, will, join } = admitted;
     clients.add(client.clone());
     let (mut from, mut to) = tokio::io::split(stream);
-    let (answers, mut answer) = mpsc::channel(ANSWERS);
+    let (answers, mut answer) = channel::channel(ANSWERS);
     let read = async {
         loop {
             let packet = timeout(keepalive * 3 / 2, reader.next(&mut from, MAX_PACKET));

@@ -12,7 +12,7 @@ const AT_ONCE: usize = 16;
 const LIFE: Duration = Duration::from_secs(120);
 /// How many may begin in a row, and how often another one.
 const BURST: u32 = 32;
-const EVERY: Duration = Duration::from_millis(250);
+const EVERY: Duration = Duration::from_millis(50);
 
 /// Admission of joining clients.
 pub(super) struct Joins {

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::mqtt::tls::ServerTls;
 use super::mqtt::topic::Topics;
-use super::mqtt::{Allowed, Bus, Event, Inbox};
+use super::mqtt::{Allowed, Bus, Event, Inbox, prepare};
 pub(crate) use clients::Clients;
 use connection::{End, Shared};
 use joins::Joins;
@@ -87,7 +87,7 @@ async fn listen(shared: Arc<Shared>, listener: TcpListener) {
 }
 
 async fn connection(shared: &Shared, tcp: TcpStream, place: OwnedSemaphorePermit) -> End {
-    if let Err(error) = tcp.set_nodelay(true) {
+    if let Err(error) = prepare(&tcp) {
         return End::Tls(error);
     }
     // Boxed: what the handshake needs is not to lie in every connection for the rest of its life.

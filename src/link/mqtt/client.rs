@@ -21,11 +21,12 @@ use tokio_rustls::client::TlsStream;
 use super::backoff::Failure;
 use super::doubt::Doubt;
 use super::packet::{MAX_PACKET, PacketError, PacketReader, encode, publish};
+use super::socket::prepare;
 
 /// For a TCP connection. A lost SYN is sent again after 1 and after 3 s.
 const CONNECT: Duration = Duration::from_secs(4);
 /// For everything between that and the subscription, on a link that is slow and loses packets.
-const GREET: Duration = Duration::from_secs(45);
+const GREET: Duration = Duration::from_secs(90);
 /// For one write to make its way into the socket.
 const WRITE: Duration = Duration::from_secs(60);
 /// For the answer to a ping, at least.
@@ -90,7 +91,7 @@ pub(super) async fn connect(address: &str, tls: Arc<ClientConfig>, options: Opti
     let tcp =
         timeout(CONNECT, TcpStream::connect(address)).await.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?;
     let tcp = tcp.map_err(failed)?;
-    tcp.set_nodelay(true).map_err(failed)?;
+    prepare(&tcp).map_err(failed)?;
     let greet = Box::pin(greet(tcp, tls, options));
     let failed = |Ungreeted { operation, reason, refused }| {
         let address = address.to_owned();

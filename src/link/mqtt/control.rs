@@ -40,9 +40,10 @@ fn pack(json: Vec<u8>) -> Bytes {
         let compressed = lz4_flex::block::compress(&json);
         if compressed.len() < json.len() / 10 * 9 {
             bytes.reserve(compressed.len() + 5);
+            // The length last: messages that begin alike are to begin alike when they are compressed, too.
             bytes.put_u8(LZ4);
-            bytes.put_u32(json.len() as u32);
             bytes.put_slice(&compressed);
+            bytes.put_u32(json.len() as u32);
             return bytes.freeze();
         }
     }
@@ -56,7 +57,7 @@ fn pack(json: Vec<u8>) -> Bytes {
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, ControlError> {
     let inflated;
     let json = match bytes {
-        [LZ4, a, b, c, d, rest @ ..] => {
+        [LZ4, rest @ .., a, b, c, d] => {
             let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
             if length > limit {
                 return Err(ControlError::TooLong { bytes: length, limit });
@@ -90,9 +91,10 @@ mod tests {
         let bytes = encode(&"x".repeat(5000), 1 << 20).unwrap();
         assert!(matches!(decode::<String>(&bytes, 4000), Err(ControlError::TooLong { bytes: 5002, .. })));
         let mut lying = BytesMut::from(&bytes[..]);
-        lying[1..5].copy_from_slice(&100u32.to_be_bytes());
+        let end = lying.len() - 4;
+        lying[end..].copy_from_slice(&100u32.to_be_bytes());
         assert!(decode::<String>(&lying, 4000).is_err());
-        for bytes in [&[][..], &[1], &[1, 0, 0, 0], &[1, 0, 0, 0, 9, 1, 2, 3], &[7, 1]] {
+        for bytes in [&[][..], &[1], &[1, 0, 0, 0], &[1, 1, 2, 3, 0, 0, 0, 9], &[7, 1]] {
             assert!(decode::<String>(bytes, 4000).is_err(), "{bytes:?}");
         }
         assert!(matches!(encode(&"x".repeat(5000), 4000), Err(ControlError::TooLong { .. })));

@@ -24,7 +24,7 @@ const LIFE: Duration = Duration::from_secs(120);
 /// Of the connection after the stream.
 const LINGER: Duration = Duration::from_secs(5);
 /// For the TLS handshake in it.
-const HANDSHAKE: Duration = Duration::from_secs(45);
+const HANDSHAKE: Duration = Duration::from_secs(60);
 /// Bytes in one message.
 const PIECE: usize = 8 * 1024;
 /// Bytes either side buffers. What is said in a join is shorter.

@@ -16,6 +16,7 @@ mod packet;
 mod seal;
 mod server;
 mod session;
+mod socket;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod tls;
@@ -27,6 +28,7 @@ pub use node::{LinkState, NodeConfig, TlsProvider, node};
 pub use server::{Accepted, Allowed, Incoming, Sessions, accept};
 
 pub(crate) use packet::{MAX_PACKET, PacketError, PacketReader, encode, publish};
+pub(crate) use socket::prepare;
 
 /// The port of MQTT over TLS.
 pub const PORT: u16 = 8883;

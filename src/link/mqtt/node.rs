@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -21,12 +21,12 @@ use super::tls::{ClientTls, TlsError, server_name};
 use super::topic::{PRESENCE, RESET, SESSION, Topics};
 use super::{random, session};
 use crate::link::message::{Envelope, ToNode, ToServer};
-use crate::link::{NodeEnd, OPENING, Open, QUEUE};
+use crate::link::{NodeEnd, OPENING, Open, QUEUE, channel};
 
 /// Messages of one connection that wait.
 const CARRIER: usize = 16;
 /// For both ends to prove who they are.
-const HANDSHAKE: Duration = Duration::from_secs(45);
+const HANDSHAKE: Duration = Duration::from_secs(90);
 /// A session that held this long was a good one: the next attempt comes at once.
 const GOOD: Duration = Duration::from_secs(20);
 /// When a server comes to a broker, or a network to life, its nodes begin their sessions spread over this time.
@@ -86,11 +86,13 @@ pub(super) struct Link {
     topics: Topics,
     tls: TlsProvider,
     state: watch::Sender<LinkState>,
-    up: mpsc::Receiver<Envelope<ToServer>>,
-    down: mpsc::Sender<Envelope<ToNode>>,
-    opened: mpsc::Sender<Open>,
+    up: channel::Receiver<Envelope<ToServer>>,
+    down: channel::Sender<Envelope<ToNode>>,
+    opened: channel::Sender<Open>,
     /// Said, and not confirmed.
     again: VecDeque<Bytes>,
+    /// Heard, of a long message whose end did not come.
+    held: BytesMut,
     /// Sessions there were; the epoch of what arrives.
     sessions: u64,
     backoff: Backoff,
@@ -128,18 +130,18 @@ impl Said {
 
 impl Link {
     pub(super) fn new(config: NodeConfig, tls: TlsProvider) -> (NodeEnd, watch::Receiver<LinkState>, Self) {
-        let (down, down_rx) = mpsc::channel(QUEUE);
-        let (up_tx, up) = mpsc::channel(QUEUE);
-        let (opened, open_rx) = mpsc::channel(OPENING);
+        let (down, down_rx) = channel::channel(QUEUE);
+        let (up_tx, up) = channel::channel(QUEUE);
+        let (opened, open_rx) = channel::channel(OPENING);
         let (state, watched) = watch::channel(LinkState::default());
         let topics = Topics::new(&config.cluster);
-        let (again, sessions, backoff) = (VecDeque::new(), 0, Backoff::default());
-        let link = Self { config, topics, tls, state, up, down, opened, again, sessions, backoff };
+        let (again, held, sessions, backoff) = (VecDeque::new(), BytesMut::new(), 0, Backoff::default());
+        let link = Self { config, topics, tls, state, up, down, opened, again, held, sessions, backoff };
         (NodeEnd { rx: down_rx, tx: up_tx, streams: open_rx }, watched, link)
     }
 
     async fn run(mut self) {
-        let mut turn = 0;
+        let (mut turn, mut refusals) = (0, 0);
         loop {
             let addresses = self.config.addresses.borrow_and_update().clone();
             let address = addresses.get(turn % addresses.len().max(1)).cloned();
@@ -154,6 +156,9 @@ impl Link {
                 },
             };
             turn = if self.backoff.is_reset() { turn } else { turn + 1 };
+            // One of several addresses may be a way in for others only: the next one is tried soon.
+            refusals = if failure == Failure::Refused { refusals + 1 } else { 0 };
+            let failure = if refusals % addresses.len().max(1) == 0 { failure } else { Failure::Unreachable };
             let wait = self.backoff.next(failure);
             tracing::debug!(wait_ms = wait.as_millis(), "the next attempt to reach the server");
             tokio::select! {
@@ -286,8 +291,8 @@ impl Link {
         incoming: &mut mpsc::Receiver<(String, Bytes)>,
     ) -> After {
         let begun = Instant::now();
-        let (to_session, messages) = mpsc::channel(CARRIER);
-        let (carrier, from_session) = mpsc::channel(1);
+        let (to_session, messages) = channel::channel(CARRIER);
+        let (carrier, from_session) = channel::channel(1);
         let (mut said, mut lost) = (None, false);
         let node = &self.config.node;
         let (up, down) = (self.topics.up(node, SESSION), self.topics.down(node, SESSION));
@@ -322,6 +327,7 @@ impl Link {
             epoch: self.sessions,
             state: &self.state,
             again: &mut self.again,
+            held: &mut self.held,
             up: &mut self.up,
             down: &self.down,
             opened: &self.opened,
@@ -341,6 +347,8 @@ impl Link {
         match (said, end) {
             (Some(Said::Online), _) => After::Soon,
             (Some(_), _) => After::Session,
+            // The server may be behind another of the addresses.
+            (None, End::Silent) if self.config.addresses.borrow().len() > 1 => After::Connection,
             (None, End::Seal(_) | End::Protocol(_) | End::Closed | End::Silent) if !lost => After::Session,
             (None, _) => After::Connection,
         }
@@ -352,7 +360,7 @@ fn spread() -> Duration {
 }
 
 /// Carries a session's messages to the connection.
-async fn pass(mut from: mpsc::Receiver<Bytes>, topic: String, to: &mpsc::Sender<(String, Bytes)>) -> Infallible {
+async fn pass(mut from: channel::Receiver<Bytes>, topic: String, to: &mpsc::Sender<(String, Bytes)>) -> Infallible {
     while let Some(message) = from.recv().await {
         if to.send((topic.clone(), message)).await.is_err() {
             break;
@@ -364,24 +372,25 @@ async fn pass(mut from: mpsc::Receiver<Bytes>, topic: String, to: &mpsc::Sender<
 struct Talk<'a> {
     id: SessionId,
     tls: &'a ClientTls,
-    messages: mpsc::Receiver<Bytes>,
-    carrier: mpsc::Sender<Bytes>,
+    messages: channel::Receiver<Bytes>,
+    carrier: channel::Sender<Bytes>,
     epoch: u64,
     state: &'a watch::Sender<LinkState>,
     again: &'a mut VecDeque<Bytes>,
-    up: &'a mut mpsc::Receiver<Envelope<ToServer>>,
-    down: &'a mpsc::Sender<Envelope<ToNode>>,
-    opened: &'a mpsc::Sender<Open>,
+    held: &'a mut BytesMut,
+    up: &'a mut channel::Receiver<Envelope<ToServer>>,
+    down: &'a channel::Sender<Envelope<ToNode>>,
+    opened: &'a channel::Sender<Open>,
 }
 
 /// What a session says and hears, from its handshake on.
 async fn talk(talk: Talk<'_>) -> End {
-    let Talk { id, tls, messages, carrier, epoch, state, again, up, down, opened } = talk;
-    let (to_send, sends) = mpsc::channel(1);
-    let (received, receives) = mpsc::channel(1);
+    let Talk { id, tls, messages, carrier, epoch, state, again, held, up, down, opened } = talk;
+    let (to_send, sends) = channel::channel(1);
+    let (received, receives) = channel::channel(1);
     let (started, version) = oneshot::channel();
     let role = Role::Node(opened);
-    let mut ends = Ends { messages, carrier, to_send: sends, received, longest: TO_NODE, started, role };
+    let mut ends = Ends { messages, carrier, to_send: sends, received, longest: TO_NODE, held, started, role };
     let mut seal = match Seal::client(id, tls.inner.clone()) {
         Ok(seal) => seal,
         Err(error) => return error.into(),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
@@ -20,12 +20,12 @@ use super::seal::{self, Seal, SessionId};
 use super::tls::{ServerTls, node_name};
 use super::topic::{PRESENCE, RESET, SESSION, Topics, Up};
 use super::{Bus, Event, Inbox, session};
-use crate::link::{OPENING, QUEUE, ServerEnd};
+use crate::link::{OPENING, QUEUE, ServerEnd, channel};
 
 /// Messages of one session that wait. An honest node never has so many under way.
 const MESSAGES: usize = 512;
 /// For a node to prove itself, on a link that is slow and loses packets.
-const HANDSHAKE: Duration = Duration::from_secs(45);
+const HANDSHAKE: Duration = Duration::from_secs(90);
 /// Between two beginnings of sessions by one node, or two resets sent to it. One that comes sooner is not heard.
 pub(super) const CALM: Duration = Duration::from_millis(200);
 /// How many may join at once; the built-in broker sees to it as well.
@@ -105,7 +105,7 @@ struct Proven {
 /// A session's task.
 struct Task {
     session: SessionId,
-    messages: mpsc::Sender<Bytes>,
+    messages: channel::Sender<Bytes>,
     abort: AbortHandle,
 }
 
@@ -165,10 +165,7 @@ impl Server {
         loop {
             tokio::select! {
                 biased;
-                Some(node) = disconnects.recv() => {
-                    self.nodes.remove(&node);
-                    self.shared.bus.disconnect(&node);
-                }
+                Some(node) = disconnects.recv() => self.disconnect(&node),
                 Some(proven) = proofs.recv() => self.promote(proven),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.ended(ended.ok()),
                 event = inbox.recv() => match event {
@@ -205,7 +202,7 @@ impl Server {
             if let Some(known) = task
                 && known.session == session
             {
-                if let Err(mpsc::error::TrySendError::Full(_)) = known.messages.try_send(message) {
+                if let Err(channel::TrySendError::Full) = known.messages.try_send(message) {
                     tracing::warn!(node = name, "more messages at once than the protocol allows");
                     *task = None;
                 }
@@ -219,12 +216,20 @@ impl Server {
             self.reset(name, session);
             return;
         }
-        let (messages, receiver) = mpsc::channel(MESSAGES);
+        let (messages, receiver) = channel::channel(MESSAGES);
         // There is room for the first.
         let _ = messages.try_send(message);
         let task = serve(self.shared.clone(), name.to_owned(), session, receiver);
         let abort = self.tasks.spawn(task);
         node.candidate = Some(Task { session, messages, abort });
+    }
+
+    /// Ends what there is of a node. A broker that is not ours keeps its connection: there the node is told.
+    fn disconnect(&mut self, name: &str) {
+        let mut node = self.nodes.remove(name).unwrap_or_default();
+        let sessions: Vec<SessionId> = node.tasks().flatten().map(|task| task.session).collect();
+        sessions.into_iter().for_each(|session| self.reset(name, session));
+        self.shared.bus.disconnect(name);
     }
 
     fn reset(&mut self, node: &str, session: SessionId) {
@@ -305,7 +310,7 @@ impl Server {
 }
 
 /// A node's session, from its first message to its end.
-async fn serve(shared: Arc<Shared>, node: String, session: SessionId, messages: mpsc::Receiver<Bytes>) -> Ended {
+async fn serve(shared: Arc<Shared>, node: String, session: SessionId, messages: channel::Receiver<Bytes>) -> Ended {
     let end = match Box::pin(talk(&shared, &node, session, messages)).await {
         Ok(never) => match never {},
         Err(end) => end,
@@ -324,9 +329,9 @@ async fn talk(
     shared: &Shared,
     node: &str,
     session: SessionId,
-    messages: mpsc::Receiver<Bytes>,
+    messages: channel::Receiver<Bytes>,
 ) -> Result<std::convert::Infallible, End> {
-    let (carrier, mut to_carry) = mpsc::channel::<Bytes>(1);
+    let (carrier, mut to_carry) = channel::channel::<Bytes>(1);
     let carry = async {
         while let Some(message) = to_carry.recv().await {
             if shared.bus.to_node(node, SESSION, message).await.is_err() {
@@ -335,16 +340,18 @@ async fn talk(
         }
         End::Carrier
     };
-    let (to_send, sends) = mpsc::channel(1);
-    let (received, receives) = mpsc::channel(1);
+    let (to_send, sends) = channel::channel(1);
+    let (received, receives) = channel::channel(1);
     let (started, version) = oneshot::channel();
-    let (down_tx, mut down_rx) = mpsc::channel(QUEUE);
-    let (up_tx, up_rx) = mpsc::channel(QUEUE);
-    let (open_tx, mut open_rx) = mpsc::channel(OPENING);
+    let (down_tx, mut down_rx) = channel::channel(QUEUE);
+    let (up_tx, up_rx) = channel::channel(QUEUE);
+    let (open_tx, mut open_rx) = channel::channel(OPENING);
     let accepted = ServerEnd { rx: up_rx, tx: down_tx, streams: open_tx };
     let run = async {
         let role = Role::Server(&mut open_rx);
-        let mut ends = Ends { messages, carrier, to_send: sends, received, longest: TO_SERVER, started, role };
+        // What nodes say is short.
+        let held = &mut BytesMut::new();
+        let mut ends = Ends { messages, carrier, to_send: sends, received, longest: TO_SERVER, held, started, role };
         let mut seal = Seal::server(session, shared.tls.inner.clone())?;
         let plain = timeout(HANDSHAKE, mux::handshake(&mut seal, &mut ends)).await.map_err(|_| End::Silent)??;
         let certificate = seal.certificate().ok_or_else(|| End::Protocol("no certificate".into()))?;

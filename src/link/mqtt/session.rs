@@ -8,16 +8,16 @@ use std::convert::Infallible;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
 
 use super::control::{decode, encode};
+use crate::link::channel;
 use crate::link::message::Envelope;
 
 /// Takes what the application says and passes it on, but for what is to be skipped. Nothing is lost when the future is
 /// dropped.
 pub(super) async fn speak<T: Serialize>(
-    from: &mut mpsc::Receiver<Envelope<T>>,
-    to: &mpsc::Sender<Bytes>,
+    from: &mut channel::Receiver<Envelope<T>>,
+    to: &channel::Sender<Bytes>,
     limit: usize,
     mut skip: impl FnMut(&T) -> bool,
 ) -> Infallible {
@@ -36,8 +36,8 @@ pub(super) async fn speak<T: Serialize>(
 
 /// Passes on to the application what comes in, once the other end has told its version; ends with the application.
 pub(super) async fn listen<T: DeserializeOwned>(
-    mut from: mpsc::Receiver<Bytes>,
-    to: &mpsc::Sender<Envelope<T>>,
+    mut from: channel::Receiver<Bytes>,
+    to: &channel::Sender<Envelope<T>>,
     limit: usize,
     epoch: u64,
     version: impl Future<Output = Option<u32>>,

@@ -11,7 +11,8 @@ pub(super) const MAX_CONTENT: usize = 16 * 1024 - HEADER;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
-    /// The first frame of each end: its version, four bytes.
+    /// The first frame of each end: its version, four bytes, and what it has of a control message whose end it did not
+    /// get in an earlier session: the length, four bytes, and a digest, if it has any.
     Start = 1,
     /// Part of a control message.
     Control = 2,
@@ -31,12 +32,14 @@ pub(super) enum Kind {
     Credit = 9,
     /// So many frames were received, acknowledgements not counted: eight bytes.
     Ack = 10,
+    /// The next control message begins with what the receiver has of it: so many bytes, four bytes.
+    Resume = 11,
 }
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
         use Kind::*;
-        [Start, Control, ControlEnd, Open, Data, DataPart, End, Stop, Credit, Ack]
+        [Start, Control, ControlEnd, Open, Data, DataPart, End, Stop, Credit, Ack, Resume]
             .into_iter()
             .find(|k| *k as u8 == byte)
     }

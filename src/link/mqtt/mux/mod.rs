@@ -4,7 +4,8 @@
 //! Control messages arrive once and in order, or the session ends. Of a stream the same holds for its frames. Control
 //! messages go before streams; within a long one (more than a chunk) streams have every other chunk; among themselves
 //! streams take turns. Memory is bounded by windows: each stream's, that of control messages, and that of the session,
-//! which follows the link ([`pace`]). A session in which nothing is said sends nothing.
+//! which follows the link ([`pace`]). A session in which nothing is said sends nothing. A long control message that a
+//! session did not bring to its end goes on in the next one where it stopped ([`resume`]).
 
 mod frame;
 mod pace;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -24,16 +25,19 @@ use self::frame::{Frame, Kind};
 use self::pace::Pace;
 use self::stream::{Event, Handle, STEP, Violation, WINDOW};
 use super::seal::{Seal, SealError};
-use crate::link::Open;
 use crate::link::message::VERSION;
 use crate::link::stream::Stream;
+
+mod resume;
+use self::resume::Held;
+use crate::link::{Open, channel};
 
 /// An acknowledgement waits so long for something to go with.
 const ACK_DELAY: Duration = Duration::from_millis(25);
 /// With so many bytes to acknowledge it waits no longer.
 const ACK_BYTES: usize = 8 * 1024;
 /// After this long without any acknowledgement the other end counts as gone.
-const STALL: Duration = Duration::from_secs(30);
+const STALL: Duration = Duration::from_secs(75);
 /// Streams at once.
 const MAX_STREAMS: usize = 256;
 
@@ -63,23 +67,25 @@ impl From<Violation> for End {
 /// Which end of a session this is.
 pub(super) enum Role<'a> {
     /// The server's: it opens streams.
-    Server(&'a mut mpsc::Receiver<Open>),
+    Server(&'a mut channel::Receiver<Open>),
     /// The node's: it serves them.
-    Node(&'a mpsc::Sender<Open>),
+    Node(&'a channel::Sender<Open>),
 }
 
 /// What a session is connected with.
 pub(super) struct Ends<'a> {
     /// Messages of the carrier, as they come in.
-    pub(super) messages: mpsc::Receiver<Bytes>,
+    pub(super) messages: channel::Receiver<Bytes>,
     /// Messages for the carrier.
-    pub(super) carrier: mpsc::Sender<Bytes>,
+    pub(super) carrier: channel::Sender<Bytes>,
     /// Control messages to send.
-    pub(super) to_send: mpsc::Receiver<Bytes>,
+    pub(super) to_send: channel::Receiver<Bytes>,
     /// Control messages that came in.
-    pub(super) received: mpsc::Sender<Bytes>,
+    pub(super) received: channel::Sender<Bytes>,
     /// Bytes of one control message at most.
     pub(super) longest: usize,
+    /// What an earlier session has left of a control message.
+    pub(super) held: &'a mut BytesMut,
     /// Is told the other end's version once it has spoken.
     pub(super) started: oneshot::Sender<u32>,
     /// Streams.
@@ -103,9 +109,9 @@ pub(super) async fn handshake(seal: &mut Seal, ends: &mut Ends<'_>) -> Result<By
 
 /// Runs a session after its handshake, to its end. The second is what was to be sent and the other end did not confirm.
 pub(super) async fn run(seal: Seal, plain: BytesMut, ends: Ends<'_>) -> (End, Vec<Bytes>) {
-    let Ends { messages, carrier, to_send, received, longest, started, role } = ends;
+    let Ends { messages, carrier, to_send, received, longest, held, started, role } = ends;
     let now = Instant::now();
-    let (events_in, events) = mpsc::channel(1);
+    let (events_in, events) = channel::channel(1);
     let pace = Pace::new(now);
     let chunk = Arc::new(AtomicUsize::new(pace.chunk()));
     let mut mux = Mux {
@@ -113,10 +119,11 @@ pub(super) async fn run(seal: Seal, plain: BytesMut, ends: Ends<'_>) -> (End, Ve
         pace,
         chunk,
         outbox: VecDeque::new(),
-        out: Outward { sending: None, credit: WINDOW, yields: false, unconfirmed: VecDeque::new() },
+        out: Outward { sending: None, credit: WINDOW, yields: false, unconfirmed: VecDeque::new(), held: None },
         inward: Inward {
             plain,
             assembly: BytesMut::new(),
+            held: std::mem::take(held),
             ready: VecDeque::new(),
             window: WINDOW,
             owed: 0,
@@ -137,6 +144,7 @@ pub(super) async fn run(seal: Seal, plain: BytesMut, ends: Ends<'_>) -> (End, Ve
         Ok(never) => match never {},
         Err(end) => end,
     };
+    *held = resume::worth_holding(mux.inward.assembly, mux.inward.held);
     let mut rest: Vec<Bytes> = mux.out.unconfirmed.into_iter().map(|(_, message)| message).collect();
     rest.extend(mux.out.sending.map(|sending| sending.message));
     rest.extend(std::iter::from_fn(|| channels.to_send.try_recv().ok()));
@@ -144,11 +152,11 @@ pub(super) async fn run(seal: Seal, plain: BytesMut, ends: Ends<'_>) -> (End, Ve
 }
 
 struct Channels<'a> {
-    messages: mpsc::Receiver<Bytes>,
-    carrier: mpsc::Sender<Bytes>,
-    to_send: mpsc::Receiver<Bytes>,
-    received: mpsc::Sender<Bytes>,
-    events: mpsc::Receiver<Event>,
+    messages: channel::Receiver<Bytes>,
+    carrier: channel::Sender<Bytes>,
+    to_send: channel::Receiver<Bytes>,
+    received: channel::Sender<Bytes>,
+    events: channel::Receiver<Event>,
     role: Role<'a>,
 }
 
@@ -164,7 +172,7 @@ struct Mux {
     streams: HashMap<u32, Handle>,
     last_stream: u32,
     tasks: JoinSet<u32>,
-    events_in: mpsc::Sender<Event>,
+    events_in: channel::Sender<Event>,
 }
 
 /// Control messages to the other end.
@@ -176,6 +184,8 @@ struct Outward {
     yields: bool,
     /// Sent, with the number of their last frame.
     unconfirmed: VecDeque<(u64, Bytes)>,
+    /// What the other end has of a message of an earlier session.
+    held: Option<Held>,
 }
 
 struct Sending {
@@ -187,6 +197,8 @@ struct Sending {
 struct Inward {
     plain: BytesMut,
     assembly: BytesMut,
+    /// What an earlier session has left, until it is continued or replaced.
+    held: BytesMut,
     /// Whole control messages, each with the bytes to give room for once it is taken.
     ready: VecDeque<(Bytes, usize)>,
     /// Bytes the other end may still send, and bytes taken that it was not told of.
@@ -203,10 +215,10 @@ struct Inward {
 
 impl Mux {
     async fn run(&mut self, channels: &mut Channels<'_>) -> Result<std::convert::Infallible, End> {
-        self.send(Kind::Start, 0, &VERSION.to_be_bytes(), &[])?;
+        self.send(Kind::Start, 0, &VERSION.to_be_bytes(), &Held::of(&self.inward.held))?;
         self.read(&channels.role)?;
         loop {
-            self.fill(&mut channels.events)?;
+            self.fill(&mut channels.events, &mut channels.role)?;
             let idle = self.outbox.is_empty();
             let room = idle && self.pace.has_room();
             let between = self.out.sending.is_none();
@@ -234,9 +246,9 @@ impl Mux {
                 }
                 () = channels.received.closed() => return Err(End::Closed),
                 message = channels.to_send.recv(), if room && between => {
-                    self.out.sending = Some(Sending { message: message.ok_or(End::Closed)?, at: 0 });
+                    self.begin(message.ok_or(End::Closed)?)?;
                 }
-                open = opened(&mut channels.role), if room && self.streams.len() < MAX_STREAMS => self.open(open)?,
+                open = opened(&mut channels.role), if room && self.may_open() => self.open(open)?,
                 Some(event) = channels.events.recv(), if room && stuck => self.event(event)?,
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     if let Ok(id) = ended {
@@ -254,7 +266,7 @@ impl Mux {
     }
 
     /// Makes the next frame, if it is time for one.
-    fn fill(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), End> {
+    fn fill(&mut self, events: &mut channel::Receiver<Event>, role: &mut Role<'_>) -> Result<(), End> {
         if !self.outbox.is_empty() {
             return Ok(());
         }
@@ -264,16 +276,32 @@ impl Mux {
             return self.send(Kind::Credit, 0, &(bytes as u32).to_be_bytes(), &[]);
         }
         if self.pace.has_room() && self.out.sending.is_some() {
-            if std::mem::take(&mut self.out.yields)
-                && let Ok(event) = events.try_recv()
-            {
-                return self.event(event);
+            if std::mem::take(&mut self.out.yields) {
+                if let Some(open) = self.may_open().then(|| waiting(role)).flatten() {
+                    return self.open(open);
+                }
+                if let Ok(event) = events.try_recv() {
+                    return self.event(event);
+                }
             }
             self.send_control()?;
         }
         if self.outbox.is_empty() && self.inward.bytes >= ACK_BYTES {
             self.flush(BytesMut::new())?;
         }
+        Ok(())
+    }
+
+    /// Begins a control message, at its start or where an earlier session stopped.
+    fn begin(&mut self, message: Bytes) -> Result<(), End> {
+        let at = match self.out.held.take_if(|held| held.begins(&message)) {
+            Some(held) => {
+                self.send(Kind::Resume, 0, &(held.length as u32).to_be_bytes(), &[])?;
+                held.length
+            }
+            None => 0,
+        };
+        self.out.sending = Some(Sending { message, at });
         Ok(())
     }
 
@@ -340,12 +368,17 @@ impl Mux {
         match kind {
             Kind::Start => {
                 let version = content.try_get_u32().map_err(|_| Violation("no version"))?;
+                self.out.held = Held::parse(content);
                 if let Some(started) = self.inward.started.take() {
                     // Fails when nobody wants to know.
                     let _ = started.send(version);
                 }
             }
             Kind::Control | Kind::ControlEnd => self.inward.control(kind, &content)?,
+            Kind::Resume => {
+                let length = content.try_get_u32().map_err(|_| Violation("no length"))? as usize;
+                self.inward.resume(length)?;
+            }
             Kind::Open => match role {
                 Role::Node(opened) => self.opened(stream, &content, opened)?,
                 Role::Server(_) => return Err(Violation("a stream opened by a node").into()),
@@ -388,6 +421,10 @@ impl Mux {
         self.tasks.spawn(task);
     }
 
+    fn may_open(&self) -> bool {
+        self.streams.len() < MAX_STREAMS
+    }
+
     /// The application opens a stream.
     fn open(&mut self, open: Open) -> Result<(), End> {
         let Open { request, stream } = open;
@@ -402,7 +439,7 @@ impl Mux {
     }
 
     /// The other end opens a stream.
-    fn opened(&mut self, id: u32, request: &[u8], to: &mpsc::Sender<Open>) -> Result<(), End> {
+    fn opened(&mut self, id: u32, request: &[u8], to: &channel::Sender<Open>) -> Result<(), End> {
         if id <= self.last_stream || self.streams.len() >= MAX_STREAMS {
             return Err(Violation("a stream too many").into());
         }
@@ -437,6 +474,15 @@ impl Mux {
 }
 
 impl Inward {
+    /// The next message begins with what is held.
+    fn resume(&mut self, length: usize) -> Result<(), Violation> {
+        if !self.assembly.is_empty() || length == 0 || length != self.held.len() {
+            return Err(Violation("a message continued that was not begun"));
+        }
+        self.assembly = std::mem::take(&mut self.held);
+        Ok(())
+    }
+
     /// Part of a control message.
     fn control(&mut self, kind: Kind, content: &[u8]) -> Result<(), Violation> {
         self.window = self.window.checked_sub(content.len()).ok_or(Violation("more bytes than there was room for"))?;
@@ -446,11 +492,23 @@ impl Inward {
         self.assembly.extend_from_slice(content);
         if kind == Kind::ControlEnd {
             let message = std::mem::take(&mut self.assembly).freeze();
+            if message.len() >= self.held.len() {
+                // What is held belongs to none that will come.
+                self.held = BytesMut::new();
+            }
             self.ready.push_back((message, content.len()));
         } else {
             self.owed += content.len();
         }
         Ok(())
+    }
+}
+
+/// A stream the application wants to open, if there is one now.
+fn waiting(role: &mut Role<'_>) -> Option<Open> {
+    match role {
+        Role::Server(opens) => opens.try_recv().ok(),
+        Role::Node(_) => None,
     }
 }
 

@@ -18,8 +18,10 @@ const LARGEST: usize = 512 * 1024;
 const FRAMES: usize = 256;
 /// Acknowledgements delayed by less than this let the window grow.
 const QUICK: Duration = Duration::from_millis(400);
-/// Those delayed by more make it shrink.
+/// Those delayed by more make it shrink, if so many come in a row: a queue delays all of them, a packet that was lost and
+/// sent again only some. They all let it grow slowly from then on.
 const SLOW: Duration = Duration::from_millis(700);
+const IN_A_ROW: u32 = 6;
 
 /// The window of one direction.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub(super) struct Pace {
     base: Option<Duration>,
     /// A frame whose round trip is being measured.
     sample: Option<(u64, Instant)>,
+    /// Slow round trips in a row.
+    slow: u32,
     /// The window was the limit since the last measurement.
     limited: bool,
     /// When the other end last confirmed something, or something was sent after a pause.
@@ -50,6 +54,7 @@ impl Pace {
             sent: 0,
             base: None,
             sample: None,
+            slow: 0,
             limited: false,
             alive: now,
         }
@@ -117,7 +122,13 @@ impl Pace {
         let base = self.base.map_or(trip, |base| base.min(trip));
         self.base = Some(base);
         let queued = trip - base;
-        if queued > SLOW {
+        let slow = queued > SLOW;
+        self.slow = if slow { self.slow + 1 } else { 0 };
+        if slow {
+            self.careful = self.careful.min(self.window);
+        }
+        if self.slow >= IN_A_ROW {
+            self.slow = 0;
             if self.window == SMALLEST {
                 // It cannot be a queue of ours: the way has become longer.
                 self.base = Some(base + (trip - base) / 8);
@@ -125,7 +136,7 @@ impl Pace {
             self.window = (self.window / 4 * 3).max(SMALLEST);
             self.careful = self.window;
         } else if queued < QUICK && self.limited {
-            let growth = if self.window < self.careful { self.window } else { SMALLEST / 4 };
+            let growth = if self.window < self.careful { self.window / 2 } else { SMALLEST / 4 };
             self.window = (self.window + growth).min(LARGEST);
         }
         self.limited = false;
@@ -165,7 +176,7 @@ mod tests {
     #[test]
     fn the_queue_stays_short_and_the_link_full() {
         for (rate, delay, queue) in
-            [(8e3, 500, 1000), (8e3, 20, 1000), (32e3, 100, 1000), (1e6, 50, 800), (100e6, 1, 100)]
+            [(8e3, 500, 1200), (8e3, 20, 1200), (32e3, 100, 1200), (1e6, 50, 800), (100e6, 1, 100)]
         {
             let (worst, speed) = saturate(rate, Duration::from_millis(delay));
             assert!(worst < Duration::from_millis(queue), "{rate} {delay}: {worst:?}");

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::frame::Kind;
+use crate::link::channel;
 use crate::link::stream::{Channel, Frame, MAX_FRAME, Stream};
 
 /// Bytes of one stream and direction that may be under way or unread.
@@ -46,7 +47,7 @@ pub(super) struct Violation(pub(super) &'static str);
 impl Handle {
     /// The other end sent bytes.
     pub(super) fn data(&mut self, kind: Kind, mut content: Bytes) -> Result<(), Violation> {
-        let channel = content.first().copied().and_then(channel).ok_or(Violation("a frame of no channel"))?;
+        let channel = content.first().copied().and_then(channel_of).ok_or(Violation("a frame of no channel"))?;
         let data = content.split_off(1);
         self.window = self.window.checked_sub(data.len()).ok_or(Violation("more bytes than there was room for"))?;
         let data = if kind == Kind::DataPart || !self.parts.is_empty() {
@@ -101,7 +102,7 @@ pub(super) fn connect(
     id: u32,
     stream: Stream,
     chunk: Arc<AtomicUsize>,
-    events: mpsc::Sender<Event>,
+    events: channel::Sender<Event>,
 ) -> (Handle, impl Future<Output = u32> + Send) {
     let (inbox, arrived) = mpsc::unbounded_channel();
     let (stop, stopped) = oneshot::channel();
@@ -124,7 +125,7 @@ async fn outward(
     stopped: oneshot::Receiver<()>,
     credit: &Semaphore,
     chunk: &AtomicUsize,
-    events: &mpsc::Sender<Event>,
+    events: &channel::Sender<Event>,
 ) {
     let send = async {
         while let Some(Frame { channel, mut data }) = rx.recv().await {
@@ -158,7 +159,7 @@ async fn inward(
     id: u32,
     tx: mpsc::Sender<Frame>,
     mut arrived: mpsc::UnboundedReceiver<Frame>,
-    events: &mpsc::Sender<Event>,
+    events: &channel::Sender<Event>,
 ) {
     let mut taken = 0;
     let deliver = async {
@@ -188,7 +189,7 @@ fn is_whole(channel: Channel) -> bool {
     matches!(channel, Channel::Error | Channel::Resize)
 }
 
-fn channel(byte: u8) -> Option<Channel> {
+fn channel_of(byte: u8) -> Option<Channel> {
     use Channel::*;
     [Stdin, Stdout, Stderr, Error, Resize].into_iter().find(|c| *c as u8 == byte)
 }

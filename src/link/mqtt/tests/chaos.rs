@@ -9,7 +9,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::world::{Faults, NODE, Random, World};
 use super::{Authority, resolver};
 use crate::kinds::Object;
-use crate::link::message::{Arrivals, DesiredPod, EventReport, Order, PodName, Sequence, ToNode, ToServer};
+use crate::link::message::{
+    Arrivals, Dependency, DesiredPod, EventReport, Order, PodName, Reference, Sequence, ToNode, ToServer,
+};
 use crate::link::mqtt::seal::{Seal, SessionId};
 use crate::link::mqtt::tls::{SERVER_NAME, ServerTls};
 use crate::link::mqtt::{Event, Incoming};
@@ -205,6 +207,61 @@ async fn a_slow_link_works() {
     assert!(bytes > 120 * 8_000 / 2, "{bytes} bytes in 120 s");
     flood.abort();
     assert!(world.incoming.try_recv().is_err(), "another session was needed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_opens_beside_a_long_message() {
+    let faults = Faults { rate: 8_000, delay: Duration::from_millis(250), ..Faults::default() };
+    let mut world = World::new(7, faults);
+    let mut end = world.end().await;
+    end.rx.recv().await.unwrap();
+    end.tx.send(Sequence::start().wrap(pod(1, 1 << 20))).await.unwrap();
+    sleep(Duration::from_secs(10)).await;
+    let asked = Instant::now();
+    let (ours, mut theirs) = open(&mut world, &end).await;
+    ours.tx.send(Frame { channel: Channel::Stdin, data: Bytes::from_static(b"ls\n") }).await.unwrap();
+    timeout(LONG, theirs.rx.recv()).await.unwrap().unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
+}
+
+/// A pod whose status is another each time it is told, with a large object that stays.
+fn with_object(version: u64) -> ToNode {
+    let reference = Reference { resource: "configmaps".into(), namespace: "n".into(), name: "large".into() };
+    let ToNode::Pod(DesiredPod { pod: large, .. }) = pod(1, 1 << 20) else { panic!() };
+    let pod = json!({"version": version}).as_object().unwrap().clone();
+    ToNode::Pod(DesiredPod { objects: vec![Dependency { reference, object: Some(large) }], pod })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_message_arrives_by_a_link_that_breaks() {
+    let faults = Faults { rate: 8_000, delay: Duration::from_millis(250), ..Faults::default() };
+    let mut world = World::new(7, faults);
+    let cut = world.cut.clone();
+    let breaking = tokio::spawn(async move {
+        loop {
+            sleep(Duration::from_secs(60)).await;
+            cut.notify_one();
+        }
+    });
+    let begun = Instant::now();
+    let mut sessions = 0;
+    loop {
+        let mut end = world.end().await;
+        sessions += 1;
+        assert_eq!(end.rx.recv().await.unwrap().body, ToServer::Hello);
+        let told = with_object(sessions);
+        end.tx.send(Sequence::start().wrap(told.clone())).await.unwrap();
+        tokio::select! {
+            _ = end.rx.recv() => {}
+            heard = world.node.rx.recv() => {
+                assert!(heard.unwrap().body == told, "it was changed on its way");
+                break;
+            }
+        }
+    }
+    breaking.abort();
+    // Without harm it takes 150 s.
+    assert!(sessions > 2 && begun.elapsed() < Duration::from_secs(260), "{sessions} sessions, {:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

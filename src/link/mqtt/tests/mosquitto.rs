@@ -148,7 +148,7 @@ async fn report(end: &NodeEnd, sequence: &mut Sequence, text: &str) -> ToServer 
     report
 }
 
-async fn hears(rx: &mut mpsc::Receiver<crate::link::message::Envelope<ToServer>>) -> ToServer {
+async fn hears(rx: &mut crate::link::channel::Receiver<crate::link::message::Envelope<ToServer>>) -> ToServer {
     timeout(SOON, rx.recv()).await.expect("nothing came").unwrap().body
 }
 
