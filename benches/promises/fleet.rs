@@ -84,10 +84,9 @@ pub fn measure(window: Duration) {
         run_with_input(cluster.kubectl().args(["apply", "-f", "-"]), &deployment(count, version));
         let all = || seen.running.load(Ordering::Relaxed) >= before + count;
         until(all, "a pod runs on every board");
-        let all_told = format!(
-            "get deployment web -o jsonpath={{.status.updatedReplicas}}-{{.status.readyReplicas}}-{{.status.replicas}}-{{.status.observedGeneration}}"
-        );
-        cluster.until_within(PATIENCE, &all_told, |s| s == format!("{count}-{count}-{count}-{version}"));
+        let all_told = "get deployment web -o \
+             jsonpath={.status.updatedReplicas}-{.status.readyReplicas}-{.status.replicas}-{.status.observedGeneration}";
+        cluster.until_within(PATIENCE, all_told, |s| s == format!("{count}-{count}-{count}-{version}"));
         table::plain(what, "s", began.elapsed().as_secs_f64(), "kubectl apply to all replicas ready in its status");
         table::plain("- CPU of the server", "s", idle::cpu(pid) - cpu, "");
     }

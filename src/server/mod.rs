@@ -80,7 +80,7 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
     let store = Store::open(store_options(data_dir))?;
     let registry = Registry::with_services(store.clone(), KindTable::builtin(), config.service_cidr);
     registry.bootstrap().await.map_err(Error::Bootstrap)?;
-    let ca = Arc::new(Ca::open(&pki_directory(&data_dir))?);
+    let ca = Arc::new(Ca::open(&pki_directory(data_dir))?);
     let tls = server_tls(&config, ca.clone())?;
     write_admin_kubeconfig(&config, &ca)?;
     nodes::publish_addresses(&config, &registry).await.map_err(Error::Bootstrap)?;
