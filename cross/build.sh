@@ -17,6 +17,8 @@ case ${1:-} in
   *) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 flags="-C target-feature=+crt-static -C relocation-model=static"
+# Relative: the linker runs where Cargo.toml is, which `cross` mounts elsewhere. ARM's own tables are of another kind.
+[[ $1 == armv7* ]] || flags+=" -C link-arg=-Wl,-T,cross/no-unwind.ld,--no-eh-frame-hdr"
 variable=CARGO_TARGET_$(tr a-z- A-Z_ <<<"$target")
 export "${variable}_RUSTFLAGS=$flags"
 

@@ -62,7 +62,7 @@ pub struct ServerConfig {
     pub node_name: Option<String>,
     /// Port of the API.
     pub https_port: u16,
-    /// Address the API listens on.
+    /// Address the API listens on. If that is loopback, also the pods' gateway.
     pub bind_address: IpAddr,
     /// Port of the built-in MQTT broker.
     pub mqtt_port: u16,

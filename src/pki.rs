@@ -30,6 +30,7 @@ use crate::clock::RELEASE_TIME;
 use crate::files;
 
 pub mod node;
+pub mod trusting;
 
 pub use node::Fingerprint;
 

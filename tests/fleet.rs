@@ -38,19 +38,6 @@ fn with_busybox(agent: &Agent) {
     agent.import(&images::archive(agent.dir.path(), "busybox.tar", &images::BUSYBOX));
 }
 
-/// Processes that a script marked, with their ids.
-fn processes(mark: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&cmdline).contains(mark) {
-            found.push(entry.file_name().to_string_lossy().into_owned());
-        }
-    }
-    found.sort();
-    found
-}
-
 #[test]
 fn a_deployment_spreads_over_a_fleet() {
     let mut lan = Lan::new();
@@ -158,13 +145,13 @@ fn a_removed_node_is_out_at_once() {
     with_busybox(&agent);
     cluster.apply(&pinned("steady", "pi-1", "sleep 1000 # removed-steady"));
     cluster.wait_ready("steady");
-    let before = processes("# removed-steady");
+    let before = agent.processes("# removed-steady");
     cluster.k("delete node pi-1");
     agent.until_logged("the server has removed this node");
     assert_eq!(agent.status()["link"]["removed"], true);
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(cluster.k("get nodes -o name"), "node/board\n", "it does not come back by itself");
-    assert_eq!(processes("# removed-steady"), before, "its pods go on");
+    assert_eq!(agent.processes("# removed-steady"), before, "its pods go on");
     let attempts = cluster.log().matches("a certificate is refused").count();
     assert!(attempts < 4, "it asked {attempts} times");
 
@@ -189,30 +176,30 @@ fn an_agent_needs_no_server_to_run_its_pods() {
     cluster.apply(&pinned("crashing", "pi-1", "sleep 2; exit 1"));
     cluster.wait_ready("steady");
     let uid = cluster.value("pod steady", ".metadata.uid");
-    let before = processes("# offline-steady");
+    let before = agent.processes("# offline-steady");
 
     // The server goes; the agent is restarted, then its board loses power.
     cluster.stop_daemon(Signal::SIGTERM);
     agent.stop(Signal::SIGKILL);
     agent.start(&[]);
-    assert_eq!(processes("# offline-steady"), before);
+    assert_eq!(agent.processes("# offline-steady"), before);
     agent.power_cut();
     let began = Instant::now();
     agent.start(&[]);
-    while processes("# offline-steady").is_empty() {
+    while agent.processes("# offline-steady").is_empty() {
         assert!(began.elapsed() < Duration::from_secs(5), "{}", agent.log());
         std::thread::sleep(Duration::from_millis(20));
     }
     eprintln!("pods after {:?} without a server", began.elapsed());
     let status = agent.status();
     assert!(status["link"]["connected"].is_null() && status["link"]["error"].is_string(), "{status}");
-    let after = processes("# offline-steady");
+    let after = agent.processes("# offline-steady");
 
     cluster.start_daemon();
     cluster.until_node("pi-1", "True");
     cluster.wait_ready("steady");
     assert_eq!(cluster.value("pod steady", ".metadata.uid"), uid);
-    assert_eq!(processes("# offline-steady"), after, "nothing is restarted on return");
+    assert_eq!(agent.processes("# offline-steady"), after, "nothing is restarted on return");
     // What the server knew of the node before it stopped holds until the board is back.
     cluster.until("exec steady -- true", |_| true);
     agent.finish();
@@ -233,7 +220,7 @@ fn a_node_that_is_cut_off_is_unknown_and_keeps_its_pods() {
          containers: [{name: c, image: busybox, command: [sh, -c, 'sleep 1000 # cut-leaves']}]}}",
     );
     cluster.wait_ready("steady leaves");
-    let before = processes("# cut-steady");
+    let before = agent.processes("# cut-steady");
     let uid = cluster.value("pod steady", ".metadata.uid");
     let killed = Instant::now();
     agent.stop(Signal::SIGKILL);
@@ -252,9 +239,9 @@ fn a_node_that_is_cut_off_is_unknown_and_keeps_its_pods() {
     eprintln!("Ready after {:?}", began.elapsed());
     cluster.wait_ready("steady");
     cluster.until("get pods -o name", |p| p == "pod/steady\n");
-    assert_eq!(processes("# cut-leaves"), Vec::<String>::new(), "what was deleted meanwhile is gone");
+    assert_eq!(agent.processes("# cut-leaves"), Vec::<String>::new(), "what was deleted meanwhile is gone");
     assert_eq!(cluster.value("pod steady", ".metadata.uid"), uid);
-    assert_eq!(processes("# cut-steady"), before);
+    assert_eq!(agent.processes("# cut-steady"), before);
     cluster.until("get node pi-1 -o jsonpath={.spec.taints}", str::is_empty);
     agent.finish();
     cluster.finish();

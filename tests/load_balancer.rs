@@ -141,11 +141,17 @@ fn the_course_and_what_users_ask_for() {
     until("both ports", || fetch(&host, "192.168.56.206").is_some() && fetch(&host, "192.168.56.206:8080").is_some());
     cluster.apply(&service("foreign", 80, "", "loadBalancerClass: example.com/other"));
     cluster.apply(&service("guarded", 80, "", "loadBalancerSourceRanges: [192.168.56.101/32]"));
-    let guarded = address(&cluster, "guarded");
+    let by_annotation = |client: u8| {
+        let name = "service.beta.kubernetes.io/load-balancer-source-ranges";
+        service("annotated", 80, &format!("annotations: {{{name}: '192.168.56.{client}/32,10.9.0.0/16'}}"), "")
+    };
+    cluster.apply(&by_annotation(101));
+    let (guarded, annotated) = (address(&cluster, "guarded"), address(&cluster, "annotated"));
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(fetch(&host, &guarded), None, "not from there");
+    assert_eq!([&guarded, &annotated].map(|to| fetch(&host, to)), [None, None], "not from there");
     cluster.apply(&service("guarded", 80, "", "loadBalancerSourceRanges: [192.168.56.100/32]"));
-    until("from there now", || fetch(&host, &guarded).is_some());
+    cluster.apply(&by_annotation(100));
+    until("from there now", || [&guarded, &annotated].iter().all(|to| fetch(&host, to).is_some()));
     assert_eq!(cluster.value("svc/foreign", ".status.loadBalancer.ingress"), "");
 
     // A configuration that cannot be read changes nothing.

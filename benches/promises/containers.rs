@@ -1,4 +1,4 @@
-//! Making and starting a container, beside crun with the same file system and program.
+//! Making and starting a container, beside crun and docker with the same file system and program.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -14,6 +14,7 @@ use nix::sys::stat::Mode;
 use umiak::runtime::{ContainerConfig, Mount, Runtime, RuntimeConfig, SandboxConfig};
 
 use crate::common::{self, run};
+use crate::docker::Docker;
 use crate::table;
 
 const STARTS: usize = 50;
@@ -47,22 +48,32 @@ fn compare() {
 
     let how =
         "median of 50, from the call to the first line of its shell, runs alternate; ours with overlay and seccomp";
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut cruns, mut dockers) = (Vec::new(), Vec::new(), Vec::new());
     let umiak = Umiak::new(dir.path(), &root, &host);
     let crun = crun_bundle(dir.path(), &root, &host);
+    let docker = Docker::start(dir.path(), &root);
     for attempt in 0..STARTS {
         ours.push(umiak.start(attempt as u32, &host));
-        theirs.extend(crun.as_deref().and_then(|bundle| crun_start(bundle, attempt, &host)));
+        cruns.extend(crun.as_deref().and_then(|bundle| ran(&host, crun_run(bundle, attempt))));
+        dockers.extend(docker.as_ref().and_then(|docker| ran(&host, docker.run(&host, &SCRIPT))));
     }
     umiak.end();
-    if theirs.len() < STARTS {
-        table::plain("container create + start", "ms", table::median(ours), how);
-        table::missing("the same by crun run", "", "crun is not installed, or fails here");
-        return;
+    let ours = table::median(ours);
+    match cruns.len() {
+        STARTS => {
+            let crun = table::median(cruns);
+            table::at_most("container create + start (promised: as crun)", "ms", crun, ours, how);
+            table::plain("the same by crun run", "ms", crun, how);
+        }
+        _ => {
+            table::plain("container create + start", "ms", ours, how);
+            table::missing("the same by crun run", "", "crun is not installed, or fails here");
+        }
     }
-    let theirs = table::median(theirs);
-    table::at_most("container create + start (promised: as crun)", "ms", theirs, table::median(ours), how);
-    table::plain("the same by crun run", "ms", theirs, how);
+    match dockers.len() {
+        STARTS => table::plain("the same by docker run", "ms", table::median(dockers), "docker.io, no network"),
+        _ => table::missing("the same by docker run", "", "docker.io is not installed, or fails here"),
+    }
 }
 
 /// Milliseconds from calling `start` until somebody wrote to the FIFO; `None` after 10 s.
@@ -151,10 +162,15 @@ fn crun_bundle(dir: &Path, root: &Path, host: &Path) -> Option<PathBuf> {
     Some(bundle)
 }
 
-fn crun_start(bundle: &Path, attempt: usize, host: &Path) -> Option<f64> {
+fn crun_run(bundle: &Path, attempt: usize) -> Command {
     let mut command = Command::new("crun");
     command.args(["run", "-b"]).arg(bundle).arg(format!("umiak-bench-{}-{attempt}", std::process::id()));
     command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// Milliseconds from a command's start until its container wrote to the FIFO.
+fn ran(host: &Path, mut command: Command) -> Option<f64> {
     let mut child = None;
     let took = until_written(host, || child = command.spawn().ok());
     child?.wait().ok()?.success().then_some(took)?

@@ -1,7 +1,7 @@
 //! What Umiak promises, measured: `benches/run.sh` builds the static release binary and prints the table.
 //!
 //! Run as root on a quiet machine. `IDLE_SECONDS` (default 600) is the length of the idle window. Words on the command
-//! line choose parts: `api`, `watches`, `pods`, `idle`, `restart`, `services`, `dns`, `agent`, `fleet`,
+//! line choose parts: `api`, `watches`, `pods`, `idle`, `restart`, `services`, `thousand`, `dns`, `agent`, `fleet`,
 //! `containers`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, unreachable_pub)]
@@ -11,6 +11,7 @@ mod common;
 mod agent;
 mod containers;
 mod dns;
+mod docker;
 mod fleet;
 mod idle;
 mod load;
@@ -54,6 +55,9 @@ fn main() {
     }
     if wanted("services") {
         with_cluster(services::measure);
+    }
+    if wanted("thousand") {
+        with_cluster(services::thousand);
     }
     if wanted("dns") {
         with_cluster(|cluster| dns::measure(cluster));

@@ -1,7 +1,7 @@
 //! Services under load: rolling updates and restarts that clients must not notice, and a thousand Services.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +18,10 @@ const REQUESTS: usize = 30_000;
 const SERVICES: usize = 1_000;
 const ENDPOINTS: usize = 10;
 const CHANGES: usize = 20;
+/// Of the endpoints.
+const PORT: u16 = 8000;
+/// What the two sets of endpoints say.
+const PAGES: [&str; 2] = ["one", "two"];
 const WAIT: Duration = Duration::from_secs(2);
 
 const WEB: &str = "---
@@ -36,8 +40,6 @@ pub fn measure(cluster: &mut Cluster) {
     let address = cluster_address(cluster, "web");
     rolling(cluster, address);
     restart(cluster, address);
-    cluster.k("delete deployment/web service/web --wait=true");
-    thousand(cluster);
 }
 
 fn cluster_address(cluster: &Cluster, service: &str) -> SocketAddr {
@@ -136,29 +138,30 @@ fn longest_gap(address: SocketAddr, over: &AtomicBool) -> f64 {
     gap.max(last.elapsed().as_secs_f64())
 }
 
-/// Memory, start-up and reaction with many Services; their endpoints are two real pods and addresses of nobody.
-fn thousand(cluster: &mut Cluster) {
-    let pods = [page_pod(cluster, "one"), page_pod(cluster, "two")];
+/// Memory, start-up and reaction with many Services, whose endpoints all answer.
+pub fn thousand(cluster: &mut Cluster) {
+    let over = serve(cluster);
     std::thread::sleep(Duration::from_secs(20));
     let before = idle::pss(cluster.daemon_pid());
     let mut items = Vec::new();
     for n in 0..SERVICES {
         items.push(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("s{n}")},
             "spec": {"ports": [{"port": 80}]}}));
-        items.push(slice(n, &pods[0]));
+        items.push(slice(n, 0));
     }
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
     run_with_input(cluster.kubectl().args(["create", "-f", "-"]), &list);
     let address = cluster_address(cluster, &format!("s{}", SERVICES - 1));
-    until(cluster, address, "one");
+    until(cluster, address, PAGES[0]);
     std::thread::sleep(Duration::from_secs(20));
-    let how = format!("growth of PSS over {SERVICES} Services with {ENDPOINTS} endpoints each, after 20 s of rest");
+    let how =
+        format!("growth of PSS over {SERVICES} Services with {ENDPOINTS} ready endpoints each, after 20 s of rest");
     let grown = idle::pss(cluster.daemon_pid()) - before;
     table::at_most("memory of 1,000 Services", "MB", 15.0, grown, &how);
     let mut times = Vec::new();
-    for change in 0..CHANGES {
-        let (pod, page) = if change % 2 == 0 { (&pods[1], "two") } else { (&pods[0], "one") };
-        let patch = json!({"endpoints": slice(SERVICES - 1, pod)["endpoints"]}).to_string();
+    for change in 1..=CHANGES {
+        let set = change % 2;
+        let patch = json!({"endpoints": slice(SERVICES - 1, set)["endpoints"]}).to_string();
         let name = format!("s{}", SERVICES - 1);
         let mut command = cluster.kubectl();
         command.args(["patch", "endpointslice", &name, "--type=merge", "-p", &patch]);
@@ -167,39 +170,64 @@ fn thousand(cluster: &mut Cluster) {
         let watch = changed(cluster, &name, &version);
         crate::common::run(&mut command);
         let began = watch.join().unwrap();
-        times.push(until(cluster, address, page).saturating_duration_since(began).as_secs_f64() * 1e3);
+        times.push(until(cluster, address, PAGES[set]).saturating_duration_since(began).as_secs_f64() * 1e3);
     }
-    let how = "median of 20, from the change's arrival at a watch to the first answer of the new endpoint";
+    let how = "median of 20, from the change's arrival at a watch to the first answer of one of ten new endpoints";
     table::at_most("an endpoint change reaches the proxy", "ms", 20.0, table::median(times), how);
     cluster.stop_daemon(Signal::SIGTERM);
     let began = Instant::now();
     cluster.start_daemon();
-    until(cluster, address, "one");
+    until(cluster, address, PAGES[CHANGES % 2]);
     let how = "exec to the first answer of the last Service, daemon Ready";
     table::at_most("start with 1,000 Services", "s", 2.0, began.elapsed().as_secs_f64(), how);
+    over.store(true, Ordering::Relaxed);
 }
 
-/// A pod that serves its name; its address.
-fn page_pod(cluster: &Cluster, name: &str) -> String {
-    let manifest = format!(
-        "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{terminationGracePeriodSeconds: 0, \
-         containers: [{{name: c, image: busybox, imagePullPolicy: Never, \
-         command: [sh, -c, 'echo {name} > /index.html; exec httpd -f -p 80 -h /']}}]}}}}"
-    );
-    run_with_input(cluster.kubectl().args(["apply", "-f", "-"]), &manifest);
-    cluster.wait_ready(name);
-    cluster.value(&format!("pod {name}"), ".status.podIP")
+/// The addresses of one of two sets of endpoints.
+fn endpoints(set: usize) -> impl Iterator<Item = String> {
+    (1..=ENDPOINTS).map(move |n| format!("198.51.{set}.{n}"))
 }
 
-/// The first endpoint is real and ready, the others are not ready.
-fn slice(n: usize, real: &str) -> serde_json::Value {
-    let others = (1..ENDPOINTS)
-        .map(|e| json!({"addresses": [format!("192.0.2.{e}")], "conditions": {"ready": false, "serving": false}}));
-    let first = json!({"addresses": [real], "conditions": {"ready": true}});
-    let endpoints: Vec<_> = std::iter::once(first).chain(others).collect();
+/// Answers at the endpoints' addresses, in the node's network, with the page of their set, until the flag is set.
+fn serve(cluster: &Cluster) -> Arc<AtomicBool> {
+    for address in (0..PAGES.len()).flat_map(endpoints) {
+        let add = ["address", "add", &address, "dev", "lo"];
+        crate::common::run(cluster.netns.command("ip").args(add));
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    let (netns, end) = (cluster.netns.0.clone(), over.clone());
+    let (ready, started) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        load::in_namespace(&netns, move || {
+            let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
+            ready.send(()).unwrap();
+            for stream in listener.incoming().take_while(|_| !end.load(Ordering::Relaxed)) {
+                // A client that leaves is no business of ours.
+                stream.and_then(answer).ok();
+            }
+        })
+    });
+    started.recv().unwrap();
+    over
+}
+
+fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    let set = match stream.local_addr()?.ip() {
+        std::net::IpAddr::V4(address) => usize::from(address.octets()[2]),
+        std::net::IpAddr::V6(_) => 0,
+    };
+    stream.set_read_timeout(Some(WAIT))?;
+    let _ = stream.read(&mut [0; 256])?;
+    write!(stream, "HTTP/1.0 200 OK\r\n\r\n{}\n", PAGES[set % PAGES.len()])
+}
+
+/// A slice of the endpoints of a set.
+fn slice(n: usize, set: usize) -> serde_json::Value {
+    let endpoints: Vec<_> =
+        endpoints(set).map(|address| json!({"addresses": [address], "conditions": {"ready": true}})).collect();
     json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": {"name": format!("s{n}"), "labels": {"kubernetes.io/service-name": format!("s{n}")}},
-        "ports": [{"port": 80}], "endpoints": endpoints})
+        "ports": [{"port": PORT}], "endpoints": endpoints})
 }
 
 /// A thread that ends, with the time, when the object is no longer at this version.

@@ -13,30 +13,27 @@ use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::TimeVal;
 use nix::unistd::{SysconfVar, sysconf};
 
-/// Where the proxies listen.
-pub const PROXY: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 /// Where the backend listens.
 pub const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 3);
+/// The node, on which both proxies are.
+pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 
 /// The namespaces; they go when the bench's process does.
 pub struct Lab {
     client: File,
-    pub proxy: File,
     pub backend: File,
 }
 
 /// A program that ends with its owner.
 pub struct Running(pub Child);
 
-impl Running {
-    /// Processor time it took since it started.
-    pub fn cpu_seconds(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        // utime and stime: fields 14 and 15 of proc_pid_stat(5), of which the first two are cut off here.
-        let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-        ticks / sysconf(SysconfVar::CLK_TCK).unwrap().unwrap() as f64
-    }
+/// Processor time a process took since it started.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    // utime and stime: fields 14 and 15 of proc_pid_stat(5), of which the first two are cut off here.
+    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    ticks / sysconf(SysconfVar::CLK_TCK).unwrap().unwrap() as f64
 }
 
 /// Processor time of all load generators that ended.
@@ -69,8 +66,19 @@ impl Lab {
         fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0").ok();
         run(Command::new("ip").args("link add bridge type bridge".split(' ')));
         run(Command::new("ip").args("link set bridge up".split(' ')));
-        let [client, proxy, backend] = [1, 2, 3].map(joined);
-        Self { client, proxy, backend }
+        let [client, backend] = [1, 3].map(joined);
+        Self { client, backend }
+    }
+
+    /// Puts a named namespace on the bridge, as [`NODE`].
+    pub fn plug_node(&self, name: &str) {
+        plug(&File::open(format!("/run/netns/{name}")).unwrap(), 2);
+    }
+
+    /// Has the client send what is for `address` by way of `gateway`.
+    pub fn route(&self, address: Ipv4Addr, gateway: Ipv4Addr) {
+        let words = format!("route add {address} via {gateway}");
+        run(within(&self.client, Command::new("ip").args(words.split(' '))));
     }
 
     /// This program in one of the namespaces, in a role of its own.
@@ -118,6 +126,11 @@ fn joined(number: u8) -> File {
         File::open("/proc/thread-self/ns/net").unwrap()
     });
     let namespace = namespace.join().unwrap();
+    plug(&namespace, number);
+    namespace
+}
+
+fn plug(namespace: &File, number: u8) {
     let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
     let host = format!("port{number}");
     run(Command::new("ip").args(["link", "add", &host, "type", "veth", "peer", "name", "eth0", "netns", &path]));
@@ -127,15 +140,14 @@ fn joined(number: u8) -> File {
     let wished = std::env::var("CONGESTION").unwrap_or("cubic".to_owned());
     let set =
         format!("cd /proc/sys/net/ipv4; echo {wished} >tcp_congestion_control || echo reno >tcp_congestion_control");
-    run(within(&namespace, Command::new("sh").args(["-c", &set]).stderr(Stdio::null())));
+    run(within(namespace, Command::new("sh").args(["-c", &set]).stderr(Stdio::null())));
     for words in ["link set lo up", "link set eth0 up", &format!("addr add 10.9.0.{number}/24 dev eth0")] {
-        run(within(&namespace, Command::new("ip").args(words.split(' '))));
+        run(within(namespace, Command::new("ip").args(words.split(' '))));
     }
-    namespace
 }
 
 /// Makes a command run in a namespace.
-pub fn within<'a>(namespace: &File, command: &'a mut Command) -> &'a mut Command {
+fn within<'a>(namespace: &File, command: &'a mut Command) -> &'a mut Command {
     let namespace = namespace.try_clone().unwrap();
     // SAFETY: between fork and exec it makes one system call.
     unsafe { command.pre_exec(move || Ok(setns(&namespace, CloneFlags::CLONE_NEWNET)?)) }

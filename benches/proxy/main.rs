@@ -1,7 +1,8 @@
 //! The Service proxy beside HAProxy and a direct connection: `cargo bench --bench proxy`, as root, with Debian's
 //! haproxy installed.
 //!
-//! Three network namespaces on one bridge: load generator, proxies, backend. Figures come from short rounds that take
+//! Three network namespaces on one bridge: load generator, node, backend. The node has both: HAProxy, and a server
+//! (`UMIAK_BIN`, or else the program as the bench profile builds it) with a Service of the backend. Figures come from short rounds that take
 //! turns (direct, HAProxy, Umiak), so that what else the machine does falls on all three alike; each figure is the
 //! median of its rounds, each ratio the median of the rounds' ratios. `ROUNDS` (7) and `SECONDS` (2) of a round can be
 //! set in the environment, and so can the kernel's `CONGESTION` control (cubic). On a busy machine it measures more if the scheduler gives it precedence:
@@ -11,6 +12,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, unreachable_pub)]
 
 mod backend;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 mod lab;
 mod load;
 mod subject;
@@ -18,6 +21,7 @@ mod table;
 
 use std::time::Instant;
 
+use common::Cluster;
 use lab::{Lab, Running};
 use subject::{Port, Subject};
 use table::{Goal, Round, Table};
@@ -35,7 +39,6 @@ fn main() {
     match words.first().map(String::as_str) {
         Some("--list" | "--test") => {}
         Some("role-backend") => backend::serve(),
-        Some("role-engine") => subject::run_engine(),
         Some("role-load") => load::run(&words[1..]),
         _ => measure(&words),
     }
@@ -45,7 +48,11 @@ fn measure(words: &[String]) {
     let wanted = |part: &str| words.is_empty() || words.iter().any(|word| word == part);
     let lab = Lab::new();
     let backend = lab.spawn(&lab.backend, &["role-backend"]);
-    let subjects = [Subject::direct(), Subject::haproxy(&lab), Subject::engine(&lab)];
+    let mut cluster = Cluster::stopped();
+    cluster.log_filter = "info";
+    lab.plug_node(&cluster.netns.0);
+    cluster.start_daemon();
+    let subjects = [Subject::direct(), Subject::haproxy(&lab, &cluster), Subject::cluster_ip(&lab, &cluster)];
     subjects.iter().for_each(|subject| lab.wait_for(subject.address(Port::Requests)));
     let mut table = Table::new();
     for (part, what, port, connections, goal) in [
@@ -95,8 +102,9 @@ fn rounds(
         if !subject.has(port) {
             return [f64::NAN; 3];
         }
-        let spent =
-            || [subject.cpu_seconds(), subject.cpu_seconds() + backend.cpu_seconds() + lab::loads_cpu_seconds()];
+        let spent = || {
+            [subject.cpu_seconds(), subject.cpu_seconds() + lab::cpu_seconds(backend.0.id()) + lab::loads_cpu_seconds()]
+        };
         let (before, began) = (spent(), Instant::now());
         let address = subject.address(port).to_string();
         let figure = lab.load(&[what, &address, &connections.to_string(), &seconds.to_string()]);

@@ -1,16 +1,10 @@
-//! What is measured: the direct way, HAProxy, Umiak's engine. The proxies are processes of their own.
+//! What is measured: the direct way, HAProxy, and a ClusterIP.
 
 use std::fs;
-use std::net::SocketAddrV4;
-use std::process::Command;
-use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
-use umiak::network::proxy::engine::{Engine, Report};
-use umiak::network::proxy::{Backend, Command as Order, Frontend, Listen};
-use umiak::network::services::Protocol;
-
-use crate::lab::{self, Lab, Running, within};
+use crate::common::Cluster;
+use crate::lab::{self, Lab, Running};
 
 /// What the backend serves; see `backend`.
 #[derive(Clone, Copy)]
@@ -34,54 +28,53 @@ impl Port {
     }
 }
 
-/// One of the three.
+/// One of the three. It has the ports of the backend.
 pub struct Subject {
-    /// Of its addresses at the proxies' namespace; `None`: direct.
-    ports: Option<u16>,
-    process: Option<Running>,
+    /// Where a client finds it.
+    address: Ipv4Addr,
+    pid: Option<u32>,
     udp: bool,
+    _process: Option<Running>,
 }
 
-const HAPROXY_PORTS: u16 = 7100;
-const ENGINE_PORTS: u16 = 7200;
+/// Of the Service; in the default range.
+const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 77);
 
 impl Subject {
     pub fn direct() -> Self {
-        Self { ports: None, process: None, udp: true }
+        Self { address: lab::BACKEND, pid: None, udp: true, _process: None }
     }
 
     /// HAProxy as Debian has it, with threads as it likes.
-    pub fn haproxy(lab: &Lab) -> Self {
+    pub fn haproxy(lab: &Lab, cluster: &Cluster) -> Self {
         let mut config = "global\n  maxconn 7000\ndefaults\n  mode tcp\n  option splice-auto\n  maxconn 7000\n  \
             timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
             .to_owned();
-        for port in [Port::Requests, Port::Once, Port::Source] {
-            let (own, backend) = (HAPROXY_PORTS + port as u16, port.at_backend());
-            config += &format!("listen p{own}\n  bind {}:{own}\n  server s {backend}\n", lab::PROXY);
+        for backend in [Port::Requests, Port::Once, Port::Source].map(Port::at_backend) {
+            let port = backend.port();
+            config += &format!("listen p{port}\n  bind {}:{port}\n  server s {backend}\n", lab::NODE);
         }
         let path = std::env::temp_dir().join(format!("umiak-bench-haproxy-{}", std::process::id()));
         fs::write(&path, config).unwrap();
-        let mut command = Command::new("haproxy");
-        command.arg("-db").arg("-f").arg(&path);
-        let process = within(&lab.proxy, &mut command).spawn().expect("apt-get install haproxy");
-        let subject = Self { ports: Some(HAPROXY_PORTS), process: Some(Running(process)), udp: false };
+        let mut command = cluster.netns.command("haproxy");
+        let process = Running(command.arg("-db").arg("-f").arg(&path).spawn().expect("apt-get install haproxy"));
+        let pid = Some(process.0.id());
+        let subject = Self { address: lab::NODE, pid, udp: false, _process: Some(process) };
         lab.wait_for(subject.address(Port::Requests));
         fs::remove_file(path).unwrap();
         subject
     }
 
-    /// Umiak's engine.
-    pub fn engine(lab: &Lab) -> Self {
-        let process = Some(lab.spawn(&lab.proxy, &["role-engine"]));
-        Self { ports: Some(ENGINE_PORTS), process, udp: true }
+    /// A Service of the cluster.
+    pub fn cluster_ip(lab: &Lab, cluster: &Cluster) -> Self {
+        cluster.apply(&manifest());
+        lab.route(CLUSTER_IP, lab::NODE);
+        Self { address: CLUSTER_IP, pid: Some(cluster.daemon_pid().cast_unsigned()), udp: true, _process: None }
     }
 
     /// Where a client finds it.
     pub fn address(&self, port: Port) -> SocketAddrV4 {
-        match self.ports {
-            Some(first) => SocketAddrV4::new(lab::PROXY, first + port as u16),
-            None => port.at_backend(),
-        }
+        SocketAddrV4::new(self.address, port.at_backend().port())
     }
 
     /// HAProxy has no UDP.
@@ -91,39 +84,30 @@ impl Subject {
 
     /// Processor time it took since it started; none for the direct way.
     pub fn cpu_seconds(&self) -> f64 {
-        self.process.as_ref().map_or(0.0, Running::cpu_seconds)
+        self.pid.map_or(0.0, lab::cpu_seconds)
     }
 
     /// Its memory.
     pub fn pss_kib(&self) -> Option<f64> {
-        let process = self.process.as_ref()?;
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", process.0.id())).unwrap();
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid?)).unwrap();
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
         Some(line.trim().trim_end_matches(" kB").parse().unwrap())
     }
 }
 
-/// Always the same endpoint.
-struct Fixed(SocketAddrV4);
-
-impl Frontend for Fixed {
-    fn pick(&self, _: SocketAddrV4, tried: &[SocketAddrV4]) -> Option<Backend> {
-        (!tried.contains(&self.0)).then_some(Backend { endpoint: self.0, keep_source: false })
-    }
-
-    fn release(&self, _: SocketAddrV4, _: bool) {}
-}
-
-/// The engine's process: proxies every port until it is killed.
-pub fn run_engine() {
-    let (sender, reports) = channel();
-    let engine = Engine::start(move |report| sender.send(report).unwrap()).unwrap();
-    for port in PORTS {
-        let protocol = if matches!(port, Port::Udp) { Protocol::Udp } else { Protocol::Tcp };
-        let address = SocketAddrV4::new(lab::PROXY, ENGINE_PORTS + port as u16);
-        engine.send(Order::Listen(Listen { protocol, address }, Arc::new(Fixed(port.at_backend()))));
-    }
-    for report in reports {
-        assert!(matches!(report, Report::Listening(_)), "{report:?}");
-    }
+/// A Service of all ports, with the backend for its endpoint.
+fn manifest() -> String {
+    let ports = PORTS.map(|port| {
+        let (number, protocol) = (port.at_backend().port(), if matches!(port, Port::Udp) { "UDP" } else { "TCP" });
+        format!("{{name: p{number}, port: {number}, protocol: {protocol}}}")
+    });
+    let ports = ports.join(", ");
+    format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: bench}}, spec: {{clusterIP: {CLUSTER_IP}, ports: [{ports}]}}}}\n\
+         ---\n\
+         {{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {{name: bench-1, \
+         labels: {{kubernetes.io/service-name: bench}}}}, ports: [{ports}], \
+         endpoints: [{{addresses: [{}], conditions: {{ready: true}}}}]}}\n",
+        lab::BACKEND
+    )
 }

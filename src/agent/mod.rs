@@ -19,6 +19,7 @@ use crate::daemon::{self, Signals, notify, status};
 use crate::link::membership::{InvalidToken, Refused, Token, cluster_id};
 use crate::link::mqtt::{self, LinkState};
 use crate::memory::Trimmer;
+use crate::network::reach;
 use crate::{clock::Clock, pki};
 use identity::Identity;
 use membership::Membership;
@@ -80,8 +81,14 @@ pub async fn run(config: AgentConfig) -> Result<(), Error> {
     let board = Board::open(board_config(&config, &identity)).await?;
     let (images, view) = (board.images(), board.view());
 
-    let (node_end, state, link) = mqtt::node(link_config(&identity, &membership), membership.tls());
+    let (changes, network) = watch::channel(0);
+    let (node_end, state, link) = mqtt::node(link_config(&config, &identity, &membership, network), membership.tls());
     let mut tasks = JoinSet::new();
+    let bridge = config.bridge.clone();
+    tasks.spawn(async move {
+        reach::follow(&bridge, changes).await;
+        Err(daemon::Error::Ended("the watch over the network").into())
+    });
     tasks.spawn(async move {
         link.await;
         Err(daemon::Error::Ended("the link").into())
@@ -137,12 +144,18 @@ fn board_config(config: &AgentConfig, identity: &Identity) -> BoardConfig {
     }
 }
 
-fn link_config(identity: &Identity, membership: &Membership) -> mqtt::NodeConfig {
+fn link_config(
+    config: &AgentConfig,
+    identity: &Identity,
+    membership: &Membership,
+    network: watch::Receiver<u64>,
+) -> mqtt::NodeConfig {
     mqtt::NodeConfig {
         cluster: cluster_id(&identity.ca_fingerprint),
         node: identity.name.clone(),
         addresses: membership.addresses(),
-        keepalive: mqtt::NodeConfig::KEEPALIVE,
+        network,
+        keepalive: Duration::from_secs(config.keepalive.into()),
     }
 }
 

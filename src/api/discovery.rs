@@ -128,6 +128,10 @@ fn of_kind(kind: &Arc<Kind>) -> Vec<Resource> {
             Subresource::Other("exec") => (other("", "", "PodExecOptions"), vec!["create", "get"]),
             Subresource::Other("attach") => (other("", "", "PodAttachOptions"), vec!["create", "get"]),
             Subresource::Other("portforward") => (other("", "", "PodPortForwardOptions"), vec!["create", "get"]),
+            Subresource::Other("proxy") => (
+                other("", "", &format!("{}ProxyOptions", kind.kind)),
+                vec!["create", "delete", "get", "patch", "update"],
+            ),
             Subresource::Other("log") => (own(), vec!["get"]),
             Subresource::Other("token") => (other("authentication.k8s.io", "v1", "TokenRequest"), vec!["create"]),
             Subresource::Other("finalize") => (own(), vec!["update"]),

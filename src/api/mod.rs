@@ -12,6 +12,7 @@ mod limits;
 mod listen;
 mod openapi;
 mod pods;
+mod proxy;
 mod query;
 mod reply;
 mod request;

@@ -10,6 +10,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
+use crate::kinds::Kind;
 use crate::kinds::status::{FieldError, Status};
 use crate::registry::{FieldValidation, WriteOptions};
 
@@ -17,9 +18,10 @@ use super::identity::{self, Attributes, User};
 use super::query::Query;
 use super::reply::{self, Body, Style};
 use super::route::{self, Target, Verb};
-use super::{Api, discovery, health, openapi, reviews};
+use super::{Api, discovery, health, openapi, proxy, reviews};
 
-/// Longest time until an answer begins. Watches and streams begin at once and are not bounded by it.
+/// Longest time until an answer begins. Watches and streams begin at once and are not bounded by it; who is behind a
+/// proxied request may take as long as the client waits.
 const REQUEST: Duration = Duration::from_secs(60);
 /// Longest name of a field manager in bytes.
 const MAX_MANAGER: usize = 128;
@@ -38,7 +40,8 @@ impl Api {
     /// Answers a request of a user, or of nobody known.
     pub(super) async fn handle(self: Arc<Self>, user: Option<Arc<User>>, request: Request<Incoming>) -> Response<Body> {
         let plain = Style::plain(request.headers());
-        let answer = timeout(REQUEST, self.answer(user, request)).await;
+        let patience = if proxy::is_path(request.uri().path()) { Duration::MAX } else { REQUEST };
+        let answer = timeout(patience, self.answer(user, request)).await;
         let answer = answer.unwrap_or_else(|_| {
             Err(Status::timeout("request did not complete within the allowed duration of 60 seconds"))
         });
@@ -63,15 +66,18 @@ impl Api {
         }
         let (target, verb) = route::resolve(self.registry.kinds(), parts, &head.method, &query)?;
         identity::authorize(&user, &attributes(&target, verb, head.uri.path()))?;
-        let streams = super::pods::is_stream(&target);
+        let streams = super::pods::is_stream(&target) || proxy::is_proxy(&target);
         let _permit = match verb {
             Verb::Watch => None,
             _ if streams => None,
             verb => Some(self.limits.request(verb.mutates())?),
         };
         let style = if streams { Style::plain(&head.headers) } else { Style::of(&head.headers, &query)? };
+        let deprecation = deprecation(&target.kind);
         let call = Call { api: self.clone(), user, target, query, head, style };
-        call.run(verb, body).await
+        let mut response = call.run(verb, body).await?;
+        reply::warn(response.headers_mut(), deprecation.map(str::to_owned).into_iter().collect());
+        Ok(response)
     }
 
     /// What is served beside resources: discovery, OpenAPI.
@@ -89,6 +95,12 @@ impl Api {
         style.pretty = Style::of(&head.headers, query).is_ok_and(|style| style.pretty);
         discovery::answer(self.registry.kinds(), path, accept, style, &head.headers)
     }
+}
+
+/// What clients of a kind are warned of.
+fn deprecation(kind: &Kind) -> Option<&'static str> {
+    let is_endpoints = kind.group.is_empty() && kind.plural == "endpoints";
+    is_endpoints.then_some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
 }
 
 fn attributes<'a>(target: &'a Target, verb: Verb, path: &'a str) -> Attributes<'a> {

@@ -131,7 +131,8 @@ pub(super) fn resolve(
         text => Some(*kind.subresources.iter().find(|s| s.name() == text).ok_or_else(Status::no_such_path)?),
     };
     let misplaced = (!kind.namespaced && !ns.is_empty()) || (kind.namespaced && ns.is_empty() && !name.is_empty());
-    if misplaced || !rest.is_empty() {
+    // Only a proxied request goes on after its subresource.
+    if misplaced || (!rest.is_empty() && sub != Some(Subresource::Other("proxy"))) {
         return Err(Status::no_such_path());
     }
     let watch = query.flag("watch");
@@ -200,6 +201,9 @@ mod tests {
             ("GET", "/api/v1/pods/b", "", Err(404)),
             ("GET", "/api/v1/namespaces/a/nodes", "", Err(404)),
             ("GET", "/api/v1/gadgets", "", Err(404)),
+            ("GET", "/api/v1/namespaces/a/services/http:b:80/proxy/x/y", "watch=1", Ok("get")),
+            ("POST", "/api/v1/namespaces/a/pods/b/proxy/", "", Ok("create")),
+            ("GET", "/api/v1/namespaces/a/pods/b/status/x", "", Err(404)),
             ("GET", "/api/v1/namespaces/a/pods/b/nothing", "", Err(404)),
             ("GET", "/api/v2/pods", "", Err(404)),
         ] {

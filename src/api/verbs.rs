@@ -13,7 +13,7 @@ use super::body;
 use super::reply::{self, Body};
 use super::request::{Call, dry_run};
 use super::route::Verb;
-use super::{pods, subresource, watch};
+use super::{pods, proxy, subresource, watch};
 
 /// Kinds whose delete is answered with the last state of the object; others answer `Success`.
 const DELETE_RETURNS_OBJECT: [&str; 6] =
@@ -24,6 +24,9 @@ impl Call {
     pub(super) async fn run(self, verb: Verb, body: Incoming) -> Result<Response<Body>, Status> {
         if pods::is_stream(&self.target) {
             return pods::answer(self, verb).await;
+        }
+        if proxy::is_proxy(&self.target) {
+            return proxy::answer(self, body).await;
         }
         match verb {
             Verb::Get => self.get(),

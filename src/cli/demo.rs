@@ -122,7 +122,8 @@ fn show(client: &Client) -> Result<(), Failure> {
     step("Applying configs/examples/deployment.yaml: 3 pods of the built-in image");
     let began = Instant::now();
     client.create(DEPLOYMENTS, MANIFEST)?;
-    client.watch_until(DEPLOYMENTS, PATIENCE, |deployment| deployment["status"]["availableReplicas"] == 3)?;
+    let available = |deployment: &Value| deployment["status"]["availableReplicas"] == 3;
+    client.watch_until(DEPLOYMENTS, PATIENCE, available).map_err(|error| explained(client, error))?;
     said(&format!("available after {:.2} s", began.elapsed().as_secs_f64()));
     step("Asking each pod who it is");
     let pods = client.get(PODS)?;
@@ -135,6 +136,18 @@ fn show(client: &Client) -> Result<(), Failure> {
         }
     }
     show_service(client)
+}
+
+/// An error, with what keeps the pods from running.
+fn explained(client: &Client, error: Failure) -> Failure {
+    let pods = client.get(PODS).unwrap_or_default();
+    let conditions =
+        pods["items"].as_array().into_iter().flatten().flat_map(|pod| pod["status"]["conditions"].as_array());
+    let first = conditions.flatten().map(|condition| text(&condition["message"])).find(|message| !message.is_empty());
+    match first {
+        Some(message) => format!("{error}: {message} (`umiak check` may know more)").into(),
+        None => error,
+    }
 }
 
 fn show_service(client: &Client) -> Result<(), Failure> {

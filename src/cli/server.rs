@@ -30,7 +30,7 @@ pub struct ServerArgs {
     /// Port of the API [default: 6443]
     #[arg(long, value_name = "PORT")]
     pub https_port: Option<u16>,
-    /// Address the API listens on [default: 0.0.0.0]
+    /// Address the API listens on; pods reach it in any case [default: 0.0.0.0]
     #[arg(long, value_name = "A")]
     pub bind_address: Option<IpAddr>,
     /// Network of the pods [default: 10.42.0.0/16]

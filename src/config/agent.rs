@@ -1,10 +1,14 @@
 //! What `umiak agent` runs with.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::{DEFAULT_DATA_DIR, Error, ProxyBalance, Vxlan, check_bridge, node_name, read, server_address};
+
+/// What [`AgentConfig::keepalive`] may be. A broker that is asked for more takes its own.
+const KEEPALIVE: RangeInclusive<u16> = 1..=1200;
 
 /// What `umiak agent` runs with.
 #[derive(Clone, Deserialize)]
@@ -24,6 +28,9 @@ pub struct AgentConfig {
     pub vxlan: Vxlan,
     /// How the Service proxy of this node chooses among endpoints.
     pub proxy_balance: ProxyBalance,
+    /// Seconds of silence after which the connection to the server is tried; the server takes a node for gone after one
+    /// and a half times as long.
+    pub keepalive: u16,
     /// What is logged, as in `RUST_LOG`.
     pub log: String,
     #[serde(skip)]
@@ -40,6 +47,7 @@ impl std::fmt::Debug for AgentConfig {
             .field("bridge", &self.bridge)
             .field("vxlan", &self.vxlan)
             .field("proxy_balance", &self.proxy_balance)
+            .field("keepalive", &self.keepalive)
             .field("log", &self.log)
             .finish_non_exhaustive()
     }
@@ -55,6 +63,7 @@ impl Default for AgentConfig {
             bridge: "umiak0".into(),
             vxlan: Vxlan::default(),
             proxy_balance: ProxyBalance::default(),
+            keepalive: 60,
             log: "info".into(),
             host: String::new(),
         }
@@ -77,6 +86,10 @@ impl AgentConfig {
     pub fn validate(mut self) -> Result<Self, Error> {
         check_bridge(&self.bridge)?;
         self.vxlan.check()?;
+        if !KEEPALIVE.contains(&self.keepalive) {
+            let reason = format!("{} is not from {} to {} seconds", self.keepalive, KEEPALIVE.start(), KEEPALIVE.end());
+            return Err(Error::Field { field: "keepalive", reason });
+        }
         self.host = node_name(self.node_name.clone())?;
         self.server = self.server.iter().map(|text| server_address("server", text)).collect::<Result<_, _>>()?;
         self.data_dir = super::absolute(&self.data_dir)?;
@@ -118,6 +131,8 @@ mod tests {
             ("node-name: Über\n", "node-name"),
             ("https-port: 1\n", "https-port"),
             ("bridge: averyveryverylongname\n", "bridge"),
+            ("keepalive: 0\n", "keepalive"),
+            ("keepalive: 1201\n", "keepalive"),
         ] {
             let error = parsed(text).unwrap_err().to_string();
             assert!(error.contains(names), "{text:?} gave {error:?}");

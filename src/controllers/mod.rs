@@ -63,7 +63,7 @@ pub async fn run(
         Box::new(replicaset::ReplicaSets::new(registry, events, &replicaset::REPLICA_SETS)?),
         Box::new(replicaset::ReplicaSets::new(registry, events, &replicaset::REPLICATION_CONTROLLERS)?),
         Box::new(cluster_services::ClusterServices::new(registry, config)?),
-        Box::new(endpoints::Endpoints::new(registry)?),
+        Box::new(endpoints::Endpoints::new(registry, events)?),
         Box::new(endpoints::mirror::Mirror::new(registry)?),
         Box::new(garbage::Garbage::new(registry)),
         Box::new(load_balancer::LoadBalancers::new(registry, events, &config.pools, &config.reserved)?),

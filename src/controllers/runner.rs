@@ -1,7 +1,7 @@
 //! Runs controllers: one queue, one set of watches, a bounded number of reconciliations at a time, all in one task.
 //!
 //! Nothing polls. A controller is called when an object it watches changes, when a delay it asked for is over, and for
-//! every object once at the start and whenever a watch fell behind the kept history.
+//! every object once at the start and whenever a watch fell behind the kept history or kinds came or went.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -130,7 +130,9 @@ struct Work<'a> {
 impl Work<'_> {
     /// Lists and watches, and works off the queue, until a watch ends.
     async fn follow(&mut self, registry: &Registry) -> Status {
-        let mut changes = match self.start(registry).await {
+        let mut served = registry.kinds().subscribe();
+        let watched = self.kinds(registry);
+        let mut changes = match self.start(registry, &watched).await {
             Ok(changes) => changes,
             Err(status) => return status,
         };
@@ -145,6 +147,10 @@ impl Work<'_> {
                 },
                 Some((item, result)) = self.running.next(), if !self.running.is_empty() => self.finished(item, result),
                 () = sleep_until(due), if due.is_some() => {}
+                // The table lives as long as the registry.
+                _ = served.changed() => if !same(&watched, &self.kinds(registry)) {
+                    return Status::expired("other kinds are served now");
+                },
             }
         }
     }
@@ -153,13 +159,14 @@ impl Work<'_> {
     async fn start(
         &mut self,
         registry: &Registry,
+        kinds: &[Arc<Kind>],
     ) -> Result<SelectAll<BoxStream<'static, Result<Event, Status>>>, Status> {
         let mut changes = SelectAll::new();
-        for kind in self.kinds(registry) {
+        for kind in kinds {
             let mut options = ListOptions { limit: PAGE, ..ListOptions::default() };
             let mut after = None;
             loop {
-                let page = registry.list(&kind, &options)?;
+                let page = registry.list(kind, &options)?;
                 after = after.or(Some(page.revision));
                 for object in page.items {
                     self.heard(&Event { kind: EventType::Added, object, previous: None });
@@ -168,7 +175,7 @@ impl Work<'_> {
                 let Some(next) = page.next else { break };
                 options.next = next;
             }
-            let watch = registry.watch(&kind, None, after)?;
+            let watch = registry.watch(kind, None, after)?;
             let events = stream::unfold(watch, |mut watch| async { Some((watch.next().await, watch)) });
             changes.push(events.boxed());
         }
@@ -235,6 +242,10 @@ impl Work<'_> {
             }
         }
     }
+}
+
+fn same(some: &[Arc<Kind>], others: &[Arc<Kind>]) -> bool {
+    some.iter().map(|kind| kind.resource()).eq(others.iter().map(|kind| kind.resource()))
 }
 
 fn change(event: &Event) -> Result<Change<'_>, Status> {

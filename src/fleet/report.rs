@@ -150,7 +150,7 @@ pub(super) fn event(
     Ok(())
 }
 
-/// Records what a node saw of a load-balancer address. Every node may: every node knows of every Service.
+/// Records what a node saw of an address of a Service. Every node may: every node knows of every Service.
 pub(super) fn address(
     registry: &Registry,
     kinds: &Kinds,
@@ -168,9 +168,15 @@ pub(super) fn address(
         AddressNews::Announced => (EventKind::Normal, "nodeAssigned"),
         AddressNews::Released => (EventKind::Normal, "nodeUnassigned"),
         AddressNews::Conflict => (EventKind::Warning, "AddressConflict"),
+        AddressNews::Unserved => (EventKind::Warning, "FailedToListen"),
+        AddressNews::Served => (EventKind::Normal, "Listening"),
     };
     let message = message.chars().take(MAX_MESSAGE).collect::<String>();
-    events.of("address-announcer", node).record(&Reference::to(&service), kind, reason, message);
+    let component = match news {
+        AddressNews::Unserved | AddressNews::Served => "service-proxy",
+        AddressNews::Announced | AddressNews::Released | AddressNews::Conflict => "address-announcer",
+    };
+    events.of(component, node).record(&Reference::to(&service), kind, reason, message);
     Ok(())
 }
 

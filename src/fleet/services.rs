@@ -15,11 +15,12 @@ use super::Kinds;
 use super::nodes::{Known, Nodes};
 use super::peers::PeerFeed;
 use crate::kinds::endpoint_slice::{SERVICE_NAME, of_service};
+use crate::kinds::service::SOURCE_RANGES;
 use crate::kinds::status::Status;
 use crate::kinds::{Object, meta};
 use crate::link::message::ToNode;
 use crate::network::services::{
-    Endpoint, EndpointPort, Protocol, Service, ServiceChange, ServiceName, ServicePort, Services, Slice,
+    Endpoint, EndpointPort, Hints, Protocol, Service, ServiceChange, ServiceName, ServicePort, Services, Slice,
 };
 use crate::registry::{Event, EventType, ListOptions, Raw, Registry};
 
@@ -222,9 +223,6 @@ fn service(object: &Object, slices: &[Object]) -> Service {
     let addresses = |key: &str| -> Vec<_> {
         spec.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(|v| v.as_str()?.parse().ok()).collect()
     };
-    let texts = |key: &str| -> Vec<String> {
-        spec.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(|v| Some(v.as_str()?.into())).collect()
-    };
     let kind = meta::text(spec, "type");
     let ours = kind == "LoadBalancer" && meta::text(spec, "loadBalancerClass").is_empty();
     let ingress = meta::list_at(object, "/status/loadBalancer/ingress").iter().filter_map(Value::as_object);
@@ -240,15 +238,24 @@ fn service(object: &Object, slices: &[Object]) -> Service {
         external_name: (kind == "ExternalName").then(|| meta::text(spec, "externalName").to_owned()),
         external_ips: addresses("externalIPs"),
         load_balancer_ips: ingress.filter(|_| ours).collect(),
-        source_ranges: if kind == "LoadBalancer" { texts("loadBalancerSourceRanges") } else { Vec::new() },
+        source_ranges: if kind == "LoadBalancer" { source_ranges(object, spec) } else { Vec::new() },
         ports: meta::items(spec, "ports").filter_map(service_port).collect(),
         affinity_seconds: affinity.then(|| u32::try_from(timeout).unwrap_or(10_800)),
         internal_local: meta::text(spec, "internalTrafficPolicy") == "Local",
         external_local: meta::text(spec, "externalTrafficPolicy") == "Local",
         health_check_node_port: port_at(spec, "healthCheckNodePort"),
         publish_not_ready: meta::flag(spec, "publishNotReadyAddresses"),
-        prefer_same_node: prefers_node(slices),
         slices: slices.iter().filter_map(slice).collect(),
+    }
+}
+
+/// Who may come to the load-balancer addresses; the annotation counts where the field is empty.
+fn source_ranges(object: &Object, spec: &Object) -> Vec<String> {
+    let field = meta::list_at(spec, "/loadBalancerSourceRanges").iter().filter_map(Value::as_str);
+    let ranges: Vec<String> = field.map(str::to_owned).collect();
+    match meta::annotation(object, SOURCE_RANGES) {
+        Some(text) if ranges.is_empty() => text.split(',').map(|range| range.trim().to_owned()).collect(),
+        _ => ranges,
     }
 }
 
@@ -294,22 +301,20 @@ fn endpoint(endpoint: &Object) -> Option<Endpoint> {
         address: meta::list_at(endpoint, "/addresses").first()?.as_str()?.parse().ok()?,
         hostname: text("hostname"),
         node: text("nodeName"),
-        for_zones: hints(endpoint, "/hints/forZones").map(str::to_owned).collect(),
+        hints: hints(endpoint).map(Box::new),
         ready,
         serving: condition("serving").unwrap_or(ready),
         terminating: condition("terminating").unwrap_or(false),
     })
 }
 
-fn hints<'a>(endpoint: &'a Object, path: &str) -> impl Iterator<Item = &'a str> {
-    meta::list_at(endpoint, path).iter().filter_map(|hint| hint.get("name")?.as_str())
-}
-
-/// Whether every ready endpoint is meant for the node it is on, as with `trafficDistribution: PreferSameNode`.
-fn prefers_node(slices: &[Object]) -> bool {
-    let endpoints = slices.iter().flat_map(|slice| meta::items(slice, "endpoints"));
-    let mut ready = endpoints.filter(|e| meta::pointer(e, "/conditions/ready") != Some(&Value::Bool(false))).peekable();
-    ready.peek().is_some() && ready.all(|e| hints(e, "/hints/forNodes").any(|node| node == meta::text(e, "nodeName")))
+fn hints(endpoint: &Object) -> Option<Hints> {
+    let names = |path: &str| -> Vec<String> {
+        let hints = meta::list_at(endpoint, path).iter();
+        hints.filter_map(|hint| Some(hint.get("name")?.as_str()?.to_owned())).collect()
+    };
+    let hints = Hints { zones: names("/hints/forZones"), nodes: names("/hints/forNodes") };
+    (hints != Hints::default()).then_some(hints)
 }
 
 #[cfg(test)]
@@ -356,7 +361,7 @@ mod tests {
             "slices": [{
                 "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
                 "endpoints": [
-                    {"address": "10.42.0.5", "hostname": "h", "node": "pi", "forZones": ["east"],
+                    {"address": "10.42.0.5", "hostname": "h", "node": "pi", "hints": {"zones": ["east"], "nodes": ["pi"]},
                      "ready": true, "serving": true, "terminating": false},
                     {"address": "10.42.0.7", "ready": false, "serving": true, "terminating": true},
                 ],
@@ -364,27 +369,18 @@ mod tests {
         });
         assert_eq!(serde_json::to_value(&built).unwrap(), expected);
 
+        let annotation = "192.0.2.7/32, 198.51.100.0/24";
+        let mut annotated = object(lb.clone());
+        meta::set_annotation(&mut annotated, SOURCE_RANGES, annotation);
+        assert_eq!(service(&annotated, &[]).source_ranges, ["192.0.2.0/24"], "the field goes before");
+        meta::set(&mut annotated, "/spec/loadBalancerSourceRanges", json!([]));
+        assert_eq!(service(&annotated, &[]).source_ranges, ["192.0.2.7/32", "198.51.100.0/24"]);
+
         let mut foreign = object(lb);
         meta::set(&mut foreign, "/spec/loadBalancerClass", "example.com/other");
         assert!(service(&foreign, &[]).load_balancer_ips.is_empty());
         let name = json!({"spec": {"type": "ExternalName", "externalName": "www.example.com"}});
         assert_eq!(service(&object(name), &[]).external_name.as_deref(), Some("www.example.com"));
         assert!(service(&object(json!({"spec": {"clusterIPs": ["None"]}})), &[]).cluster_ips.is_empty());
-    }
-
-    #[test]
-    fn the_own_node_goes_first_if_every_ready_endpoint_says_so() {
-        let endpoint = |node: &str, hint: &str, ready: bool| {
-            let hints = json!({"forNodes": [{"name": hint}]});
-            json!({"addresses": ["10.42.0.5"], "nodeName": node, "hints": hints, "conditions": {"ready": ready}})
-        };
-        for (endpoints, expected) in [
-            (json!([]), false),
-            (json!([endpoint("a", "a", true), endpoint("b", "b", true)]), true),
-            (json!([endpoint("a", "a", true), endpoint("b", "", false)]), true),
-            (json!([endpoint("a", "a", true), endpoint("b", "a", true)]), false),
-        ] {
-            assert_eq!(prefers_node(&[object(json!({ "endpoints": endpoints }))]), expected, "{endpoints}");
-        }
     }
 }

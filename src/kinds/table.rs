@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::watch;
+
 use super::config_map::ConfigMap;
 use super::deployment::Deployment;
 use super::endpoint_slice::EndpointSlice;
@@ -58,6 +60,7 @@ impl Subresource {
 /// All served kinds. Shared by every part of the server; custom kinds come and go while it runs.
 pub struct KindTable {
     kinds: RwLock<Vec<Arc<Kind>>>,
+    changed: watch::Sender<()>,
 }
 
 impl Default for KindTable {
@@ -69,7 +72,7 @@ impl Default for KindTable {
 impl KindTable {
     /// The built-in kinds.
     pub fn builtin() -> Self {
-        Self { kinds: RwLock::new(rows().into_iter().map(Arc::new).collect()) }
+        Self { kinds: RwLock::new(rows().into_iter().map(Arc::new).collect()), changed: watch::Sender::new(()) }
     }
 
     /// The kind served under `/apis/GROUP/VERSION/…/PLURAL` (`group` is empty for `/api/v1`).
@@ -110,6 +113,8 @@ impl KindTable {
             let end = kinds.iter().rposition(|k| same_version(k)).map_or(kinds.len(), |i| i + 1);
             kinds.insert(end, kind.clone());
         }
+        drop(kinds);
+        self.changed.send_replace(());
         kind
     }
 
@@ -118,7 +123,15 @@ impl KindTable {
         let mut kinds = self.kinds.write().unwrap_or_else(PoisonError::into_inner);
         let before = kinds.len();
         kinds.retain(|k| k.resource() != resource);
-        kinds.len() != before
+        let removed = kinds.len() != before;
+        drop(kinds);
+        self.changed.send_if_modified(|()| removed);
+        removed
+    }
+
+    /// Hears of every [`KindTable::insert`] and [`KindTable::remove`] from now on.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     fn find(&self, test: impl Fn(&Kind) -> bool) -> Option<Arc<Kind>> {
@@ -146,6 +159,7 @@ fn rows() -> Vec<Kind> {
             Other("exec"),
             Other("log"),
             Other("portforward"),
+            Other("proxy"),
             Status,
         ]),
         core("ReplicationController", "replicationcontrollers", &ReplicationController)
@@ -154,7 +168,7 @@ fn rows() -> Vec<Kind> {
             .sub(&[Scale, Status]),
         core("Secret", "secrets", &Secret),
         core("ServiceAccount", "serviceaccounts", &ServiceAccount).short("sa"),
-        core("Service", "services", &Service).short("svc").in_all().sub(&[Status]),
+        core("Service", "services", &Service).short("svc").in_all().sub(&[Other("proxy"), Status]),
         apps("Deployment", "deployments", &Deployment).short("deploy").sub(&[Scale, Status]),
         apps("ReplicaSet", "replicasets", &ReplicaSet).short("rs").sub(&[Scale, Status]),
         Kind::new(("coordination.k8s.io", "v1"), "Lease", "leases", &Lease).volatile(),

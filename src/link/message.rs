@@ -173,7 +173,7 @@ pub enum ToServer {
     PodGone(PodName),
     /// Something worth telling the user.
     Event(EventReport),
-    /// Something about a load-balancer address that is worth telling the user.
+    /// Something about an address of a Service that is worth telling the user.
     Address(AddressReport),
 }
 
@@ -224,7 +224,7 @@ pub struct EventReport {
     pub message: String,
 }
 
-/// What a node saw of the load-balancer address of a Service.
+/// What a node saw of an address of a Service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AddressReport {
@@ -238,16 +238,20 @@ pub struct AddressReport {
     pub message: String,
 }
 
-/// What may happen to a load-balancer address.
+/// What may happen to an address of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum AddressNews {
-    /// The node announces it.
+    /// The node announces it: a load-balancer address.
     Announced,
     /// The node has left it to another.
     Released,
     /// Another host uses it.
     Conflict,
+    /// The node cannot listen there: a program of its own has the port.
+    Unserved,
+    /// It can again.
+    Served,
 }
 
 /// The ConfigMaps, Secrets and claims a pod's specification refers to, sorted, each once.

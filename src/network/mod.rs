@@ -34,6 +34,7 @@ mod nft;
 pub mod overlay;
 mod ownership;
 pub mod proxy;
+pub mod reach;
 pub mod routes;
 pub mod services;
 mod source;

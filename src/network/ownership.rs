@@ -117,7 +117,7 @@ mod tests {
             address: "10.42.0.9".parse().unwrap(),
             hostname: None,
             node: Some((*node).into()),
-            for_zones: Vec::new(),
+            hints: None,
             ready: *ready,
             serving: true,
             terminating: !*ready,

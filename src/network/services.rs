@@ -57,9 +57,6 @@ pub struct Service {
     /// `spec.publishNotReadyAddresses`.
     #[serde(skip_serializing_if = "is_false")]
     pub publish_not_ready: bool,
-    /// `trafficDistribution: PreferSameNode`: an endpoint of the client's own node goes before all others.
-    #[serde(skip_serializing_if = "is_false")]
-    pub prefer_same_node: bool,
     /// Endpoints, grouped by the ports they serve, as in EndpointSlices.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub slices: Vec<Slice>,
@@ -126,15 +123,27 @@ pub struct Endpoint {
     /// The node it runs on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Zones it is meant for (topology hints); empty: all.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub for_zones: Vec<String>,
+    /// Whom it is meant for; `None`: everyone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hints: Option<Box<Hints>>,
     /// Takes new connections.
     pub ready: bool,
     /// Works, though it may be terminating.
     pub serving: bool,
     /// Its pod is being deleted.
     pub terminating: bool,
+}
+
+/// Hints of topology. An empty list: nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hints {
+    /// `forZones`
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub zones: Vec<String>,
+    /// `forNodes`
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<String>,
 }
 
 fn is_false(value: &bool) -> bool {

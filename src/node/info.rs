@@ -5,13 +5,13 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
-use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
 
 use super::pod::Facts;
 use crate::image::ImageSummary;
 use crate::kinds::Object;
 use crate::link::message::NodeReport;
+use crate::runtime::host::Disk;
 
 /// Pods a node takes.
 const PODS: u32 = 110;
@@ -19,8 +19,6 @@ const PODS: u32 = 110;
 const IMAGES: usize = 50;
 /// Less memory than this (bytes) is pressure.
 const LOW_MEMORY: u64 = 100 << 20;
-/// Less free disk than this share is pressure.
-const LOW_DISK_PERCENT: u64 = 10;
 /// The Kubernetes version whose behaviour this node has.
 const KUBELET_VERSION: &str = "v1.35.0+umiak";
 
@@ -30,8 +28,7 @@ pub(super) struct Machine {
     cpus: usize,
     memory: u64,
     memory_available: u64,
-    disk: u64,
-    disk_free: u64,
+    disk: Disk,
 }
 
 impl Machine {
@@ -42,27 +39,17 @@ impl Machine {
             let line = meminfo.lines().find_map(|l| l.strip_prefix(name));
             line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
         };
-        let (disk, disk_free) = statvfs(data)
-            .map(|s| {
-                // Widths of these differ between machines.
-                #[allow(clippy::unnecessary_cast)]
-                let (unit, all, free) = (s.fragment_size() as u64, s.blocks() as u64, s.blocks_available() as u64);
-                (unit * all, unit * free)
-            })
-            .unwrap_or((0, 0));
         Self {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory: kib("MemTotal:") * 1024,
             memory_available: kib("MemAvailable:") * 1024,
-            disk,
-            disk_free,
+            disk: Disk::below(data).unwrap_or(Disk { size: 0, free: 0 }),
         }
     }
 
     /// Whether memory and disk run short.
     pub(super) fn pressure(&self) -> (bool, bool) {
-        let low_disk = self.disk_free.saturating_mul(100) < self.disk.saturating_mul(LOW_DISK_PERCENT);
-        (self.memory_available < LOW_MEMORY, low_disk)
+        (self.memory_available < LOW_MEMORY, self.disk.is_low())
     }
 
     /// The node's part of what pods can learn.
@@ -73,7 +60,7 @@ impl Machine {
             host_ips: addresses.to_vec(),
             cpu_milli: signed(self.cpus as u64 * 1000),
             memory: signed(self.memory),
-            storage: signed(self.disk),
+            storage: signed(self.disk.size),
         }
     }
 }
@@ -111,7 +98,7 @@ pub(super) fn report(identity: &Identity<'_>, machine: &Machine, images: Vec<Ima
     let sizes = json!({
         "cpu": machine.cpus.to_string(),
         "memory": format!("{}Ki", machine.memory / 1024),
-        "ephemeral-storage": format!("{}Ki", machine.disk / 1024),
+        "ephemeral-storage": format!("{}Ki", machine.disk.size / 1024),
         "pods": PODS.to_string(),
     });
     let status = json!({
@@ -198,7 +185,8 @@ mod tests {
 
     #[test]
     fn a_report_is_complete() {
-        let machine = Machine { cpus: 4, memory: 1 << 30, memory_available: 1 << 20, disk: 1000, disk_free: 500 };
+        let machine =
+            Machine { cpus: 4, memory: 1 << 30, memory_available: 1 << 20, disk: Disk { size: 1000, free: 500 } };
         let labels = [("site".to_owned(), "roof".to_owned())].into();
         let addresses = [IpAddr::from([192, 0, 2, 1])];
         let identity = Identity { name: "pi", addresses: &addresses, labels: &labels, network_problem: None };
@@ -214,6 +202,6 @@ mod tests {
             assert_eq!(status_of(kind), Some(json!(expected)), "{kind}");
         }
         assert!(!report.status["nodeInfo"]["kernelVersion"].to_string().is_empty());
-        assert!(Machine::measure(Path::new("/")).disk > 0);
+        assert!(Machine::measure(Path::new("/")).disk.size > 0);
     }
 }

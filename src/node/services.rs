@@ -114,7 +114,12 @@ async fn proxy(site: &Site) {
         service_cidr: site.service_cidr,
         balance: site.proxy_balance,
     };
-    if let Err(error) = proxy::run(config, site.view.services.clone(), site.view.zone.subscribe()).await {
+    let tell = |notice: proxy::Notice| {
+        let news = if notice.listening { AddressNews::Served } else { AddressNews::Unserved };
+        let (service, uid) = (notice.service.id(), notice.service.uid.clone());
+        site.outbox.address(AddressReport { service, uid, news, message: notice.message });
+    };
+    if let Err(error) = proxy::run(config, site.view.services.clone(), site.view.zone.subscribe(), tell).await {
         tracing::error!(%error, "this node does not serve Services");
     }
 }
@@ -435,7 +440,7 @@ mod tests {
                 address,
                 hostname: None,
                 node: None,
-                for_zones: Vec::new(),
+                hints: None,
                 ready,
                 serving: true,
                 terminating: !ready,

@@ -35,6 +35,8 @@ pub enum Verdict {
 
 /// Free space below which pods had better not be started, in bytes.
 const LITTLE_SPACE: u64 = 500 << 20;
+/// Less free disk than this share is pressure.
+const LOW_DISK_PERCENT: u64 = 10;
 /// 2025-01-01: a clock before it has never been set.
 const CLOCK_FLOOR: i64 = 1_735_689_600_000_000_000;
 
@@ -267,26 +269,56 @@ fn clock() -> Fact {
     )
 }
 
+/// A file system, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk {
+    /// All of it.
+    pub size: u64,
+    /// What programs may still take.
+    pub free: u64,
+}
+
+impl Disk {
+    /// The one below a path.
+    ///
+    /// # Errors
+    /// When there is no such path.
+    pub fn below(path: &Path) -> nix::Result<Self> {
+        let found = nix::sys::statvfs::statvfs(path)?;
+        // These numbers are 32 bits wide on 32-bit boards.
+        #[allow(clippy::unnecessary_cast)]
+        let (unit, all, free) = (found.fragment_size() as u64, found.blocks() as u64, found.blocks_available() as u64);
+        Ok(Self { size: unit * all, free: unit * free })
+    }
+
+    /// Whether a node with it has DiskPressure and takes no more pods (kubelet's `nodefs.available<10%`).
+    pub fn is_low(&self) -> bool {
+        self.free.saturating_mul(100) < self.size.saturating_mul(LOW_DISK_PERCENT)
+    }
+}
+
 fn space(data_dir: &Path) -> Fact {
     let existing = data_dir.ancestors().find(|d| d.exists()).unwrap_or(Path::new("/"));
-    // These numbers are 32 bits wide on 32-bit boards.
-    #[allow(clippy::unnecessary_cast)]
-    let free = nix::sys::statvfs::statvfs(existing).map(|s| s.blocks_available() as u64 * s.fragment_size() as u64);
-    let Ok(free) = free else {
-        return fact(
+    match Disk::below(existing) {
+        Ok(disk) => free_space(disk, existing),
+        Err(_) => fact(
             "free disk space",
             Verdict::Limited,
             format!("unknown below {}", existing.display()),
             "check the data directory",
-        );
+        ),
+    }
+}
+
+fn free_space(disk: Disk, at: &Path) -> Fact {
+    let detail = format!("{} of {} MiB at {}", disk.free >> 20, disk.size >> 20, at.display());
+    let (verdict, remedy) = match (disk.is_low(), disk.free < LITTLE_SPACE) {
+        (true, _) => (Verdict::Bad, "below a tenth a node has DiskPressure and takes no pods: make room"),
+        (false, little) => {
+            (or(!little, Verdict::Limited), "images need room: make some, or choose another data directory")
+        }
     };
-    let detail = format!("{} MiB at {}", free >> 20, existing.display());
-    fact(
-        "free disk space",
-        or(free >= LITTLE_SPACE, Verdict::Limited),
-        detail,
-        "images need room: make some, or choose another data directory",
-    )
+    fact("free disk space", verdict, detail, remedy)
 }
 
 #[cfg(test)]
@@ -307,6 +339,19 @@ mod tests {
         assert_eq!(named("pod network").verdict, Verdict::Good, "{:?}", named("pod network"));
         assert_eq!(named("nf_tables").verdict, Verdict::Good);
         assert_eq!(named("clock").verdict, Verdict::Good);
+    }
+
+    #[test]
+    fn little_disk_is_told_from_too_little() {
+        for (size, free, expected) in [
+            (100 << 30, 20 << 30, Verdict::Good),
+            (100 << 30, 9 << 30, Verdict::Bad),
+            (2 << 30, 400 << 20, Verdict::Limited),
+            (2 << 30, 100 << 20, Verdict::Bad),
+        ] {
+            let fact = free_space(Disk { size, free }, Path::new("/data"));
+            assert_eq!(fact.verdict, expected, "{fact:?}");
+        }
     }
 
     #[test]

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::pki_types::CertificateDer;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
 use crate::api::{self, Api};
@@ -29,6 +30,8 @@ use parts::Parts;
 
 /// The administrator's kubeconfig, below the data directory.
 pub const ADMIN_KUBECONFIG: &str = "admin.kubeconfig";
+/// Connections of pods that wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// Events are kept for an hour, as by the Kubernetes API server.
 const EVENT_TTL: Duration = Duration::from_secs(3600);
 
@@ -74,6 +77,7 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
     let _lock = daemon::begin(data_dir)?;
     let address = SocketAddr::new(config.bind_address, config.https_port);
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+    let for_pods = for_pods(&config)?;
     let (stop, stopped) = watch::channel(false);
     let mut signals = Signals::new()?;
 
@@ -98,6 +102,7 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
         trimmer.active();
     });
     let api = Api::new(registry, options);
+    let gateway = for_pods.map(|listener| tokio::spawn(api.clone().serve(listener, until(stopped.clone()))));
     let serving = tokio::spawn(api.serve(listener, until(stopped)));
 
     let mut ready = std::pin::pin!(parts.ready());
@@ -115,9 +120,32 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
     notify("STOPPING=1");
     stop.send_replace(true);
     serving.await.ok();
+    if let Some(gateway) = gateway {
+        gateway.await.ok();
+    }
     parts.join().await;
     store.close().await?;
     ended
+}
+
+/// Where pods reach an API that listens on loopback only: at their gateway, before the bridge that will have it is made.
+fn for_pods(config: &ServerConfig) -> Result<Option<TcpListener>, Error> {
+    if !config.bind_address.is_loopback() {
+        return Ok(None);
+    }
+    if config.no_node {
+        tracing::warn!(bind_address = %config.bind_address, "pods cannot reach the API: it listens on loopback only");
+        return Ok(None);
+    }
+    let address = SocketAddr::new(parts::gateway(config).into(), config.https_port);
+    let listen = || {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        setsockopt(&socket, sockopt::IpFreebind, &true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map(Some).map_err(|source| Error::Listen { address, source })
 }
 
 /// Ends when the daemon is told to stop.

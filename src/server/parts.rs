@@ -1,6 +1,6 @@
 //! Everything of the server that runs beside the API: controllers, scheduler, fleet, and the node half.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -172,10 +172,16 @@ fn given_address(config: &ServerConfig) -> Option<IpAddr> {
     given.then_some(config.bind_address)
 }
 
-/// Where pods reach the API: this machine's address, or the pods' gateway where it is alone.
+/// Where pods reach the API: this machine's address, or the pods' gateway where it is alone or keeps the API to itself.
 fn api_address(config: &ServerConfig) -> IpAddr {
-    let found = given_address(config).or_else(|| host_address(&config.bridge));
-    found.unwrap_or_else(|| addresses::first(config.cluster_cidr).host(1).into())
+    let found = || given_address(config).or_else(|| host_address(&config.bridge));
+    let found = if config.bind_address.is_loopback() { None } else { found() };
+    found.unwrap_or_else(|| gateway(config).into())
+}
+
+/// The pods' gateway on this machine.
+pub(super) fn gateway(config: &ServerConfig) -> Ipv4Addr {
+    addresses::first(config.cluster_cidr).host(1)
 }
 
 /// Starts the node half of this machine; returns its image store and what it shows.

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::bad_link::{BadLink, Conditions};
-use super::{Cluster, Netns, PATIENCE, binary, launch, leaks, run, tail, text};
+use super::{Cluster, Netns, PATIENCE, await_ready, binary, images, launch, leaks, run, tail, text};
 
 /// A switch; everything on it has an address in 192.168.77.0/24.
 pub struct Lan {
@@ -70,7 +70,11 @@ impl Lan {
 }
 
 /// A router between the switch and one namespace behind it.
-pub struct Router(Netns);
+pub struct Router {
+    netns: Netns,
+    /// Its address on the switch.
+    outside: String,
+}
 
 impl Router {
     pub fn new(lan: &mut Lan, inside: &Netns) -> Self {
@@ -100,7 +104,7 @@ impl Router {
              }}\n"
         );
         super::run_with_input(router.command("nft").args(["-f", "-"]), &rules);
-        Self(router)
+        Self { netns: router, outside }
     }
 }
 
@@ -165,6 +169,11 @@ impl Agent {
         self.dir.path().join("data")
     }
 
+    /// The address whose plug in the switch is this board's.
+    pub fn plug(&self) -> &str {
+        self.router.as_ref().map_or(&self.address, |router| &router.outside)
+    }
+
     /// `umiak` in this board's namespace.
     pub fn umiak(&self) -> Command {
         self.netns.command(binary())
@@ -173,6 +182,13 @@ impl Agent {
     /// Imports an archive into the board's image store.
     pub fn import(&self, archive: &Path) {
         run(self.umiak().args(["image", "import", "--data-dir"]).arg(self.data_dir()).arg(archive));
+    }
+
+    /// A shell, and a web server in two versions.
+    pub fn import_all(&self) {
+        for (file, recipe) in [("a.tar", images::BUSYBOX), ("b.tar", images::WEB), ("c.tar", images::WEB_NEW)] {
+            self.import(&images::archive(self.dir.path(), file, &recipe));
+        }
     }
 
     /// Starts the daemon and waits until it says that it is ready.
@@ -186,8 +202,8 @@ impl Agent {
         let (child, ready) = launch(&self.netns, self.dir.path(), self.starts, &all);
         self.daemon = Some(child);
         ready.set_read_timeout(Some(self.patience)).unwrap();
-        let got = ready.recv(&mut [0; 64]);
-        assert!(got.is_ok(), "the agent did not become ready:\n{}", self.log());
+        let got = await_ready(&ready);
+        assert!(got.is_ok(), "the agent did not become ready: {got:?}\n{}", self.log());
     }
 
     /// Runs the agent, which must refuse to run; gives its standard error.
@@ -233,6 +249,34 @@ impl Agent {
         leaks::forget_kernel_state(&self.data_dir(), &self.netns.0);
     }
 
+    /// A board without power: nobody hears another packet of it. [`Lan::set_link`] is to bring its plug back.
+    pub fn vanish(&mut self, lan: &Lan) {
+        lan.set_link(self.plug(), false);
+        self.power_cut();
+    }
+
+    /// Processes of this board's pods that a script marked, with their ids.
+    pub fn processes(&self, mark: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for pid in leaks::processes(&self.data_dir(), &self.netns.0) {
+            let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if leaks::in_cgroup(pid, &self.data_dir()) && text(&cmdline).contains(mark) {
+                found.push(pid.to_string());
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Waits until no process that a script marked is left.
+    pub fn until_no_process(&self, mark: &str) {
+        let began = Instant::now();
+        while let left @ [_, ..] = self.processes(mark).as_slice() {
+            assert!(began.elapsed() < PATIENCE, "{mark:?} still runs: {left:?}");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+
     /// `umiak status --json`.
     pub fn status(&self) -> serde_json::Value {
         let text = run(self.umiak().args(["status", "--json", "--data-dir"]).arg(self.data_dir()));
@@ -263,7 +307,50 @@ impl Drop for Agent {
     }
 }
 
+/// A server, two boards on its switch and one behind a router, all nodes and with images to run.
+pub struct Fleet {
+    pub lan: Lan,
+    pub cluster: Cluster,
+    /// `pi-1`, `pi-2`, `pi-nat`; each has the label `fleet=true`.
+    pub agents: Vec<Agent>,
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Fleet {
+    pub fn new() -> Self {
+        let mut lan = Lan::new();
+        let cluster = Cluster::on(&mut lan);
+        let mut agents =
+            vec![Agent::new(&mut lan, "pi-1"), Agent::new(&mut lan, "pi-2"), Agent::behind_nat(&mut lan, "pi-nat")];
+        for agent in &mut agents {
+            let token = cluster.token(&["--label", "fleet=true"]);
+            agent.start(&["--token", &token]);
+            agent.import_all();
+        }
+        agents.iter().for_each(|agent| cluster.until_node(&agent.name, "True"));
+        Self { lan, cluster, agents }
+    }
+
+    /// Removes everything and checks that nothing is left.
+    pub fn finish(self) {
+        self.agents.into_iter().for_each(Agent::finish);
+        self.cluster.finish();
+    }
+}
+
 impl Cluster {
+    /// The name of a pod with a label on a node.
+    pub fn pod_on(&self, node: &str, selector: &str) -> String {
+        let words = format!("get pods -l {selector} --field-selector spec.nodeName={node} -o name");
+        let names = self.k(&words);
+        names.lines().next().unwrap_or_else(|| panic!("no pod {selector} on {node}")).to_owned()
+    }
+
     /// A server on a switch, that answers.
     pub fn on(lan: &mut Lan) -> Self {
         let mut cluster = Self::stopped();

@@ -10,13 +10,17 @@ pub mod fleet;
 pub mod images;
 pub mod leaks;
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
 use tempfile::TempDir;
 
@@ -42,6 +46,25 @@ impl Netns {
         command.arg(format!("--net=/run/netns/{}", self.0)).arg("--").arg(program.as_ref());
         command
     }
+
+    /// Works inside the namespace, on a thread of its own.
+    pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let netns = std::fs::File::open(format!("/run/netns/{}", self.0)).unwrap();
+        std::thread::spawn(move || {
+            setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        })
+    }
+}
+
+/// What a web server answers, if anything.
+pub fn fetch(address: SocketAddr, patience: Duration) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address, patience).ok()?;
+    stream.set_read_timeout(Some(patience)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).ok()?;
+    page.contains("200 OK").then_some(page)
 }
 
 impl Drop for Netns {
@@ -118,9 +141,8 @@ impl Cluster {
     /// Starts the daemon and waits until it says that it is ready.
     pub fn start_daemon(&mut self) {
         let ready = self.launch_daemon();
-        let mut message = [0; 64];
-        let got = ready.recv(&mut message);
-        assert!(got.is_ok(), "the daemon did not become ready:\n{}", self.log());
+        let got = await_ready(&ready);
+        assert!(got.is_ok(), "the daemon did not become ready: {got:?}\n{}", self.log());
     }
 
     /// How often the daemon was started.
@@ -254,6 +276,28 @@ impl Drop for Cluster {
     }
 }
 
+/// kubectl with its output on a pipe, ended when dropped.
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn start(cluster: &Cluster, words: &str) -> Self {
+        let mut kubectl = cluster.kubectl();
+        kubectl.args(words.split_whitespace()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self(kubectl.spawn().unwrap())
+    }
+
+    pub fn lines(&mut self) -> impl Iterator<Item = String> + Send + use<> {
+        BufReader::new(self.0.stdout.take().unwrap()).lines().map_while(Result::ok)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
 /// Starts a daemon with its log in `dir`; it says on the socket that it is ready.
 pub fn launch(netns: &Netns, dir: &Path, number: u32, args: &[&str]) -> (Child, UnixDatagram) {
     let notify = dir.join(format!("notify.{number}"));
@@ -277,6 +321,17 @@ pub fn launch(netns: &Netns, dir: &Path, number: u32, args: &[&str]) -> (Child, 
         .spawn()
         .unwrap();
     (child, ready)
+}
+
+/// Waits for a daemon's first word.
+pub fn await_ready(socket: &UnixDatagram) -> std::io::Result<()> {
+    loop {
+        match socket.recv(&mut [0; 64]) {
+            // A machine that was asleep, for example.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => return result.map(drop),
+        }
+    }
 }
 
 /// The binary under test: `UMIAK_BIN`, or the one cargo built.
@@ -308,7 +363,6 @@ pub fn run(command: &mut Command) -> String {
 
 /// Runs a command with standard input.
 pub fn run_with_input(command: &mut Command, input: &str) -> String {
-    use std::io::Write;
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();

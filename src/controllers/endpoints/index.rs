@@ -1,5 +1,5 @@
-//! Who selects whom: pods by label, Services by namespace, and the zones of the nodes. It spares a change the reading of
-//! every pod and Service of its namespace.
+//! Who selects whom: pods by label, Services by namespace, and the nodes' zones and processors. It spares a change the
+//! reading of every pod and Service of its namespace.
 //!
 //! It may name a pod that is gone or matches no longer (a watch fell behind); who reads the pod sees that.
 
@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use crate::kinds::{Object, meta};
+use crate::kinds::Object;
+
+use super::model::NodePlace;
+use super::topology::Processors;
 
 /// A label of a namespace. Two of the same hash only cost time.
 type Label = u64;
@@ -23,13 +26,24 @@ pub struct Index {
     inner: Mutex<Inner>,
 }
 
+/// What is new of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeChange {
+    /// Nothing that endpoints depend on.
+    Nothing,
+    /// It is new or gone or in another zone: the Services with pods there have to be looked at.
+    Zone,
+    /// How much it counts: hints of [`super::topology`] may change.
+    Processors,
+}
+
 #[derive(Default)]
 struct Inner {
     pods: HashMap<Label, HashSet<Arc<str>>>,
     /// By namespace.
     services: HashMap<Arc<str>, Selectors>,
-    /// Of all nodes.
-    zones: HashMap<String, Option<String>>,
+    /// All nodes.
+    nodes: HashMap<String, NodePlace>,
 }
 
 impl Index {
@@ -106,18 +120,37 @@ impl Index {
         names
     }
 
-    /// Notes a node's labels (`None`: it is gone). Returns whether it is new or its zone another one: the Services with
-    /// pods there have to be looked at.
-    pub fn node(&self, name: &str, labels: Option<&Object>) -> bool {
+    /// Notes where a node is (`None`: it is gone).
+    pub fn node(&self, name: &str, place: Option<NodePlace>) -> NodeChange {
         let mut inner = self.inner();
-        let Some(labels) = labels else { return inner.zones.remove(name).is_some() };
-        let zone = Some(meta::text(labels, crate::kinds::node::ZONE).to_owned()).filter(|z| !z.is_empty());
-        inner.zones.insert(name.to_owned(), zone.clone()) != Some(zone)
+        let before = match place.clone() {
+            Some(place) => inner.nodes.insert(name.to_owned(), place),
+            None => inner.nodes.remove(name),
+        };
+        let zone = |place: &Option<NodePlace>| place.as_ref().map(|p| p.zone.clone());
+        if zone(&before) != zone(&place) {
+            NodeChange::Zone
+        } else if before != place {
+            NodeChange::Processors
+        } else {
+            NodeChange::Nothing
+        }
     }
 
     /// The zone of a node, if it is in one; `None`: there is no such node.
     pub fn zone(&self, node: &str) -> Option<Option<String>> {
-        self.inner().zones.get(node).cloned()
+        self.inner().nodes.get(node).map(|place| place.zone.clone())
+    }
+
+    /// The processors of each zone; `None` if a node that counts does not say how many or where.
+    pub fn processors(&self) -> Option<Processors> {
+        let inner = self.inner();
+        let mut zones = Processors::new();
+        for place in inner.nodes.values().filter(|place| place.counts) {
+            let zone = place.zone.clone().filter(|_| place.processors > 0)?;
+            *zones.entry(zone).or_default() += place.processors;
+        }
+        Some(zones)
     }
 
     /// All Services that select pods.
@@ -159,18 +192,30 @@ mod tests {
     }
 
     #[test]
-    fn zones_change() {
+    fn nodes_change() {
         let index = Index::default();
-        let labels = |zone: &str| json!({"topology.kubernetes.io/zone": zone}).as_object().unwrap().clone();
-        for (labels, changed) in [
-            (Some(Object::new()), true),
-            (Some(Object::new()), false),
-            (Some(labels("a")), true),
-            (Some(labels("a")), false),
-            (None, true),
-            (None, false),
+        let place = |zone: &str, processors: i64| {
+            let zone = Some(zone.to_owned()).filter(|z| !z.is_empty());
+            Some(NodePlace { zone, processors, counts: true })
+        };
+        for (name, place, change, zones) in [
+            ("pi", place("", 0), NodeChange::Zone, None),
+            ("pi", place("", 0), NodeChange::Nothing, None),
+            ("pi", place("a", 0), NodeChange::Zone, None),
+            ("pi", place("a", 4000), NodeChange::Processors, Some("{\"a\": 4000}")),
+            ("tau", place("b", 1000), NodeChange::Zone, Some("{\"a\": 4000, \"b\": 1000}")),
+            ("phi", place("b", 500), NodeChange::Zone, Some("{\"a\": 4000, \"b\": 1500}")),
+            (
+                "pi",
+                place("a", 4000).map(|p| NodePlace { counts: false, ..p }),
+                NodeChange::Processors,
+                Some("{\"b\": 1500}"),
+            ),
+            ("tau", None, NodeChange::Zone, Some("{\"b\": 500}")),
+            ("tau", None, NodeChange::Nothing, Some("{\"b\": 500}")),
         ] {
-            assert_eq!(index.node("pi", labels.as_ref()), changed, "{labels:?}");
+            assert_eq!(index.node(name, place.clone()), change, "{name} {place:?}");
+            assert_eq!(index.processors().map(|zones| format!("{zones:?}")).as_deref(), zones, "{name} {place:?}");
         }
     }
 }

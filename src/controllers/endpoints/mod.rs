@@ -10,14 +10,16 @@ pub mod packing;
 pub mod subsets;
 #[cfg(test)]
 mod tests;
+pub mod topology;
 mod write;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
+use crate::events::{EventKind, EventRecorder, Reference};
 use crate::kinds::endpoint_slice::SERVICE_NAME;
 use crate::kinds::selector::LabelSelector;
 use crate::kinds::status::Status;
@@ -28,8 +30,9 @@ use crate::store::Key;
 use super::model::Meta;
 use super::runner::{Change, Controller, Interest, Next};
 use super::{kind, namespace_is_terminating, still_there};
-use index::Index;
-use model::{Endpoint, Pod, Port, Service};
+use index::{Index, NodeChange};
+use model::{Endpoint, NodePlace, Pod, Port, Service};
+use topology::Problem;
 use write::Slices;
 
 const NAME: &str = "endpointslice-controller";
@@ -53,13 +56,16 @@ pub struct Endpoints {
     index: Index,
     /// Services that were deleted: their Endpoints go too, whoever wrote them.
     gone: Mutex<HashSet<Key>>,
+    /// Services whose endpoints are shared out among the zones, and what their events said of it last.
+    shared: Mutex<HashMap<Key, Result<(), Problem>>>,
+    events: EventRecorder,
     slice_options: WriteOptions,
     endpoints_options: WriteOptions,
 }
 
 impl Endpoints {
     /// The controller over a registry.
-    pub fn new(registry: &Registry) -> Result<Self, Status> {
+    pub fn new(registry: &Registry, events: &EventRecorder) -> Result<Self, Status> {
         let options = |name| WriteOptions { lazy: true, ..WriteOptions::by(name) };
         Ok(Self {
             registry: registry.clone(),
@@ -69,6 +75,8 @@ impl Endpoints {
             endpoints: kind(registry, "endpoints")?,
             index: Index::default(),
             gone: Mutex::default(),
+            shared: Mutex::default(),
+            events: events.of(NAME, ""),
             slice_options: options(NAME),
             endpoints_options: options(ENDPOINTS_MANAGER),
         })
@@ -79,9 +87,11 @@ impl Endpoints {
         let Some(service) = service else { return self.forget(key).await };
         self.gone().remove(key);
         if !service.selects() || service.metadata.deleting() {
+            self.shared().remove(key);
             return Ok(None);
         }
-        let pods = self.selected(&service)?;
+        let mut pods = self.selected(&service)?;
+        self.share(key, &service.metadata, &mut pods);
         // The proxies read slices: they go first.
         self.write_slices(&service, &pods).await?;
         self.write_endpoints(&service, &pods).await?;
@@ -107,6 +117,42 @@ impl Endpoints {
             selected.push((pod, endpoint));
         }
         Ok(selected)
+    }
+
+    /// Gives the endpoints to the zones if the Service asks for that, and tells when it begins or ends.
+    fn share(&self, key: &Key, service: &Meta, pods: &mut [(Pod, Endpoint)]) {
+        let now = topology::is_wanted(service).then(|| {
+            let mut endpoints: Vec<&mut Endpoint> = pods.iter_mut().map(|(_, endpoint)| endpoint).collect();
+            topology::allocate(self.index.processors().as_ref(), &mut endpoints)
+        });
+        let mut shared = self.shared();
+        let before = match now.clone() {
+            Some(now) => shared.insert(key.clone(), now),
+            None => shared.remove(key),
+        };
+        drop(shared);
+        let (kind, state, text) = match (before, now) {
+            (before, now) if before == now => return,
+            (_, Some(Ok(()))) => (EventKind::Normal, "Enabled", "Topology Aware Hints has been enabled".to_owned()),
+            (_, Some(Err(problem))) => (EventKind::Warning, "Disabled", problem.to_string()),
+            (Some(Ok(())), None) => {
+                (EventKind::Warning, "Disabled", "Topology Aware Hints has been disabled".to_owned())
+            }
+            (_, None) => return,
+        };
+        let about = Reference {
+            api_version: "v1".to_owned(),
+            kind: "Service".to_owned(),
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
+            uid: service.uid.clone(),
+            field_path: String::new(),
+        };
+        self.events.record(&about, kind, &format!("TopologyAwareHints{state}"), format!("{text}, addressType: IPv4"));
+    }
+
+    fn shared(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Result<(), Problem>>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn write_slices(&self, service: &Service, pods: &[(Pod, Endpoint)]) -> Result<(), Status> {
@@ -175,6 +221,7 @@ impl Endpoints {
     /// Removes the Endpoints of a Service that is gone; its slices are collected with their owner. Endpoints that
     /// somebody made before the Service stay.
     async fn forget(&self, key: &Key) -> Result<Next, Status> {
+        self.shared().remove(key);
         let deleted = self.gone().contains(key);
         if let Some(raw) = still_there(self.registry.get_raw(&self.endpoints, &key.namespace, &key.name))? {
             let ours = raw.labels()?.get(ENDPOINTS_MANAGED_BY).is_some_and(|manager| manager == ENDPOINTS_MANAGER);
@@ -212,12 +259,17 @@ impl Endpoints {
     }
 
     fn node_changed(&self, change: &Change<'_>) -> Vec<Key> {
-        let labels = (change.kind != EventType::Deleted).then_some(&change.meta.labels);
-        if !self.index.node(&change.meta.name, labels) {
+        let there = change.kind != EventType::Deleted;
+        let place = there.then(|| NodePlace::of(change.object)).transpose();
+        let Ok(place) = place.inspect_err(|status| tracing::warn!(%status, "a Node is not readable")) else {
             return Vec::new();
-        }
+        };
         let key = |(namespace, name)| Key { resource: "services".into(), namespace, name };
-        self.index.services().into_iter().map(key).collect()
+        match self.index.node(&change.meta.name, place) {
+            NodeChange::Nothing => Vec::new(),
+            NodeChange::Zone => self.index.services().into_iter().map(key).collect(),
+            NodeChange::Processors => self.shared().keys().cloned().collect(),
+        }
     }
 }
 

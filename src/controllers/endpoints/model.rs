@@ -6,8 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::controllers::model::{Condition, Meta, or_default};
+use crate::kinds::node::ZONE;
+use crate::kinds::quantity::Quantity;
 use crate::kinds::service::HEADLESS;
+use crate::kinds::status::Status;
 use crate::kinds::{Object, meta};
+use crate::registry::Raw;
 
 /// A Service.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -163,6 +167,47 @@ impl Pod {
         let sidecars = self.spec.init_containers.iter().filter(|c| c.restart_policy == "Always");
         let ports = self.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
         ports.into_iter().find(|p| p.name == name && p.protocol == port.protocol).map(|p| p.container_port)
+    }
+}
+
+/// A node as far as endpoints depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePlace {
+    /// `topology.kubernetes.io/zone`
+    pub zone: Option<String>,
+    /// Allocatable processors, in thousandths.
+    pub processors: i64,
+    /// Whether its processors are for everyone: it is Ready and of no control plane.
+    pub counts: bool,
+}
+
+impl NodePlace {
+    /// What a stored Node says.
+    pub fn of(node: &Raw) -> Result<Self, Status> {
+        #[derive(Deserialize)]
+        struct Node {
+            metadata: Meta,
+            #[serde(default)]
+            status: NodeStatus,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct NodeStatus {
+            #[serde(deserialize_with = "or_default")]
+            allocatable: Object,
+            #[serde(deserialize_with = "or_default")]
+            conditions: Vec<Condition>,
+        }
+        const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
+        let Node { metadata, status } = node.parse()?;
+        let labels = &metadata.labels;
+        let processors = status.allocatable.get("cpu").and_then(|cpu| Quantity::from_json(cpu).ok());
+        let ready = status.conditions.iter().any(|c| c.kind == "Ready" && c.status == "True");
+        Ok(Self {
+            zone: Some(meta::text(labels, ZONE).to_owned()).filter(|zone| !zone.is_empty()),
+            processors: processors.map_or(0, Quantity::milli_value),
+            counts: ready && !CONTROL_PLANE.iter().any(|label| labels.contains_key(*label)),
+        })
     }
 }
 

@@ -28,9 +28,12 @@ fn story<F: Future<Output = ()>>(story: impl FnOnce(Bench) -> F) {
         let bench = Bench { registry: registry.clone(), _dir: dir };
         let node = json!({"metadata": {"name": "pi", "labels": {"topology.kubernetes.io/zone": "east"}}});
         bench.create("nodes", node).await;
+        let (events, writer) = crate::events::recorder();
+        let endpoints = Endpoints::new(&registry, &events).unwrap();
         let controllers: Vec<Box<dyn Controller>> =
-            vec![Box::new(Endpoints::new(&registry).unwrap()), Box::new(Mirror::new(&registry).unwrap())];
+            vec![Box::new(endpoints), Box::new(Mirror::new(&registry).unwrap())];
         tokio::select! {
+            () = writer.run(&registry) => panic!("the writer ended"),
             () = runner::run(&registry, &controllers, std::future::pending()) => panic!("the controllers ended"),
             result = tokio::time::timeout(Duration::from_secs(60), story(bench)) => result.unwrap(),
         }
@@ -211,6 +214,45 @@ fn a_hundred_endpoints_a_slice_and_one_write_for_one_more() {
         b.pod(230, true).await;
         b.until("one more", |b| sizes(b) == [31, 100, 100]).await;
         assert_eq!(versions(&b).intersection(&before).count(), 2);
+    });
+}
+
+#[test]
+fn zones_share_the_endpoints_of_a_service_that_asks_for_it() {
+    story(|b| async move {
+        let status =
+            |cpu: &str| json!({"allocatable": {"cpu": cpu}, "conditions": [{"type": "Ready", "status": "True"}]});
+        for (name, zone) in [("tau", "west"), ("phi", "east")] {
+            let labels = json!({"topology.kubernetes.io/zone": zone});
+            b.create("nodes", json!({"metadata": {"name": name, "labels": labels}, "status": status("4")})).await;
+        }
+        let auto = |service: &mut Object| meta::set_annotation(service, "service.kubernetes.io/topology-mode", "Auto");
+        b.service("web", json!({})).await;
+        b.change("services", "web", None, auto).await;
+        b.pod(1, true).await;
+        let said = |b: &Bench, reason: &str, text: &str| {
+            let events = b.list("events");
+            events.iter().any(|e| meta::text(e, "reason") == reason && meta::text(e, "message").contains(text))
+        };
+        let hints = |b: &Bench| {
+            let endpoints: Vec<Object> = b.slices().iter().flat_map(|s| meta::items(s, "endpoints").cloned()).collect();
+            endpoints.iter().map(|e| meta::str_at(e, "/hints/forZones/0/name").to_owned()).collect::<Vec<_>>().join(",")
+        };
+        b.until("too few", |b| said(b, "TopologyAwareHintsDisabled", "(1 endpoints, 2 zones), addressType: IPv4"))
+            .await;
+        assert_eq!(hints(&b), "");
+        b.pod(2, true).await;
+        b.until("one for each zone", |b| hints(b) == "west,east").await;
+        b.until("news", |b| said(b, "TopologyAwareHintsEnabled", "has been enabled")).await;
+        let kind = kind(&b.registry, "nodes").unwrap();
+        let by = WriteOptions::by("test");
+        let change = |node: &mut Object| {
+            node.insert("status".into(), json!({"allocatable": {"cpu": "4"}, "conditions": []}));
+            Ok(())
+        };
+        b.registry.modify(&kind, "", "tau", Some(Subresource::Status), &by, change).await.unwrap();
+        b.until("a zone fails", |b| hints(b) == ",").await;
+        b.until("news of it", |b| said(b, "TopologyAwareHintsDisabled", "Insufficient Node information")).await;
     });
 }
 

@@ -1,4 +1,4 @@
-//! The controller on a real registry, with MetalLB's kinds defined.
+//! The controller on a real registry, with MetalLB's kinds defined while it runs.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -24,12 +24,6 @@ fn story<F: Future<Output = ()>>(story: impl FnOnce(Cluster) -> F) {
         let store = Store::open(Options::new(dir.path().join("db"))).unwrap();
         let registry = Registry::new(store, KindTable::builtin());
         registry.bootstrap().await.unwrap();
-        for (kind, plural) in [("IPAddressPool", "ipaddresspools"), ("L2Advertisement", "l2advertisements")] {
-            let mut custom = (*registry.kinds().by_resource("configmaps").unwrap()).clone();
-            (custom.group, custom.version) = ("metallb.io".into(), "v1beta1".into());
-            (custom.kind, custom.plural) = (kind.into(), plural.into());
-            registry.kinds().insert(custom);
-        }
         let pools: Vec<Pool> =
             serde_json::from_value(json!([{"name": "fixed", "addresses": ["10.0.0.1-10.0.0.2"]}])).unwrap();
         let (recorder, writer) = events::recorder();
@@ -46,6 +40,16 @@ fn story<F: Future<Output = ()>>(story: impl FnOnce(Cluster) -> F) {
 }
 
 impl Cluster {
+    /// What installing MetalLB's CRDs does.
+    fn define_kinds(&self) {
+        for (kind, plural) in [("IPAddressPool", "ipaddresspools"), ("L2Advertisement", "l2advertisements")] {
+            let mut custom = (*self.kind("configmaps")).clone();
+            (custom.group, custom.version) = ("metallb.io".into(), "v1beta1".into());
+            (custom.kind, custom.plural) = (kind.into(), plural.into());
+            self.registry.kinds().insert(custom);
+        }
+    }
+
     fn kind(&self, resource: &str) -> Arc<Kind> {
         self.registry.kinds().by_resource(resource).unwrap()
     }
@@ -125,6 +129,7 @@ fn pools_of_all_sources() {
         cluster.until_event("a IPAllocated Assigned IP [\"10.0.0.1\"]").await;
 
         // A pool as an object is of use once it is announced.
+        cluster.define_kinds();
         let pool = json!({
             "metadata": {"name": "objects", "namespace": "metallb-system", "labels": {"zone": "x"}},
             "spec": {"addresses": ["10.0.1.0/29"], "avoidBuggyIPs": true, "serviceAllocation": {"priority": 5}},
@@ -166,5 +171,14 @@ fn pools_of_all_sources() {
         let kind = cluster.kind(POOLS);
         cluster.registry.delete(&kind, "metallb-system", "objects", &DeleteOptions::now()).await.unwrap();
         cluster.until(&["a -", "c 10.0.0.1", "d 10.0.2.7", "e 10.0.0.2"]).await;
+
+        // A kind that is no longer served has no objects.
+        let pool = json!({"metadata": {"name": "more", "namespace": "metallb-system", "labels": {"zone": "x"}},
+            "spec": {"addresses": ["10.0.1.1/32"]}});
+        cluster.create(POOLS, pool).await;
+        cluster.service("f", json!({})).await;
+        cluster.until(&["a -", "c 10.0.0.1", "d 10.0.2.7", "e 10.0.0.2", "f 10.0.1.1"]).await;
+        cluster.registry.kinds().remove(POOLS);
+        cluster.until(&["a -", "c 10.0.0.1", "d 10.0.2.7", "e 10.0.0.2", "f -"]).await;
     });
 }

@@ -18,6 +18,8 @@ use super::selector::LabelSelector;
 use super::status::FieldError;
 use super::{Column, Hooks, Object, meta, metadata};
 
+pub use rules::SOURCE_RANGES;
+
 pub(super) use ports::{PROTOCOLS, app_protocol, number};
 
 /// `spec.clusterIP` of a headless Service.

@@ -11,7 +11,8 @@ use super::{change, is_external, is_headless, needs_cluster_ip, needs_health_che
 
 /// Longest time a client may keep its endpoint, seconds: a day.
 const LONGEST_AFFINITY: i64 = 86_400;
-const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+/// The annotation that says what `loadBalancerSourceRanges` says, where that is empty: ranges separated by commas.
+pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 const BALANCER_ONLY: &str = "may only be used when `type` is 'LoadBalancer'";
 
 pub(super) fn service(object: &Object) -> Errors {

@@ -7,7 +7,9 @@ use super::random;
 /// Between attempts at a server that cannot be reached: a board that comes back into reach is to be there in seconds,
 /// and an attempt that reaches nobody costs one packet.
 const UNREACHABLE: Duration = Duration::from_secs(4);
-/// The same when it has been so for more than [`PATIENCE`] attempts, about an hour.
+/// After an attempt that took its time because nobody said a word.
+const UNANSWERED: Duration = Duration::from_secs(1);
+/// Either when it has been so for more than [`PATIENCE`] attempts, about an hour.
 const LONG_GONE: Duration = Duration::from_secs(30);
 const PATIENCE: u32 = 1000;
 /// Between attempts that the other side answers and refuses.
@@ -16,8 +18,10 @@ const REFUSED: Duration = Duration::from_secs(300);
 /// Why the last attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// Nobody answered.
+    /// Nobody is there, or not for long.
     Unreachable,
+    /// Nobody answered, neither yes nor no.
+    Unanswered,
     /// Somebody answered, and it did not work out.
     Refused,
 }
@@ -51,8 +55,9 @@ impl Backoff {
     fn longest(&self, failure: Failure) -> Duration {
         let ceiling = match failure {
             Failure::Refused => REFUSED,
-            Failure::Unreachable if self.failures > PATIENCE => LONG_GONE,
+            _ if self.failures > PATIENCE => LONG_GONE,
             Failure::Unreachable => UNREACHABLE,
+            Failure::Unanswered => UNANSWERED,
         };
         Duration::from_secs(1 << self.failures.min(16)).min(ceiling)
     }
@@ -66,6 +71,7 @@ mod tests {
     fn waits_grow_to_a_ceiling_and_are_spread() {
         for (failure, seconds) in [
             (Failure::Unreachable, &[1, 2, 4, 4, 4][..]),
+            (Failure::Unanswered, &[1, 1, 1]),
             (Failure::Refused, &[1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]),
         ] {
             let mut backoff = Backoff::default();

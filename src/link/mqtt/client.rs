@@ -13,17 +13,18 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::backoff::Failure;
+use super::doubt::Doubt;
 use super::packet::{MAX_PACKET, PacketError, PacketReader, encode, publish};
 use super::socket::prepare;
 
-/// For a TCP connection. A lost SYN is sent again after 1, 3 and 7 s.
-const CONNECT: Duration = Duration::from_secs(10);
+/// For a TCP connection. A lost SYN is sent again after 1 and after 3 s.
+const CONNECT: Duration = Duration::from_secs(4);
 /// For everything between that and the subscription, on a link that is slow and loses packets.
 const GREET: Duration = Duration::from_secs(90);
 /// For one write to make its way into the socket.
@@ -50,6 +51,7 @@ impl ClientError {
     pub(super) fn failure(&self) -> Failure {
         match self {
             Self::Greet { refused: true, .. } => Failure::Refused,
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => Failure::Unanswered,
             _ => Failure::Unreachable,
         }
     }
@@ -79,6 +81,8 @@ pub(super) struct Client {
     stream: TlsStream<TcpStream>,
     reader: PacketReader,
     keepalive: Duration,
+    doubt: Doubt,
+    network: watch::Receiver<u64>,
 }
 
 /// Connects, introduces itself, and subscribes.
@@ -124,8 +128,9 @@ impl Ungreeted {
 
 async fn greet(tcp: TcpStream, tls: Arc<ClientConfig>, options: Options) -> Result<Client, Ungreeted> {
     let Options { id, name, keepalive, will, filters } = options;
+    let doubt = Doubt::of(&tcp).map_err(|e| Ungreeted::io("introduction", &e))?;
     let stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(|e| Ungreeted::io("TLS handshake", &e))?;
-    let mut client = Client { stream, reader: PacketReader::default(), keepalive };
+    let mut client = Client { stream, reader: PacketReader::default(), keepalive, doubt, network: watch::channel(0).1 };
     let mut connect = Connect::new(id);
     connect.keep_alive = u16::try_from(keepalive.as_secs().max(1)).unwrap_or(u16::MAX);
     connect.last_will = will.map(|(topic, message)| LastWill { topic, message, qos: QoS::AtLeastOnce, retain: false });
@@ -158,6 +163,11 @@ async fn greet(tcp: TcpStream, tls: Arc<ClientConfig>, options: Options) -> Resu
 }
 
 impl Client {
+    /// Tries whether the connection still lives whenever the network has changed.
+    pub(super) fn watching(self, network: watch::Receiver<u64>) -> Self {
+        Self { network, ..self }
+    }
+
     async fn write(&mut self, packet: &Packet) -> Result<(), PacketError> {
         let bytes = encode(packet).map_err(PacketError::Malformed)?;
         self.stream.write_all(&bytes).await.map_err(PacketError::Io)?;
@@ -172,7 +182,7 @@ impl Client {
         incoming: mpsc::Sender<(String, Bytes)>,
         heard: impl Fn(),
     ) -> ClientError {
-        let Self { stream, mut reader, keepalive } = self;
+        let Self { stream, mut reader, keepalive, doubt, network } = self;
         let (mut from, mut to) = tokio::io::split(stream);
         let (answers, mut answer) = mpsc::channel::<Packet>(4);
         let ping = Notify::new();
@@ -189,6 +199,7 @@ impl Client {
                     }
                 };
                 heard();
+                doubt.heard();
                 match packet.map_err(ClientError::lost)? {
                     Packet::Publish(publish) => {
                         if publish.pkid != 0 {
@@ -219,12 +230,14 @@ impl Client {
                 };
                 let mut bytes = BytesMut::new();
                 packet.write(&mut bytes, MAX_PACKET).map_err(ClientError::lost)?;
+                doubt.sent();
                 send(&mut to, &bytes).await?;
             }
         };
         let ended: Result<std::convert::Infallible, ClientError> = tokio::select! {
             ended = read => ended,
             ended = write => ended,
+            () = doubt.stuck(network, &ping) => Err(ClientError::lost("it is stuck, and another gets through")),
         };
         match ended {
             Ok(never) => match never {},

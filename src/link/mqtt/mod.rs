@@ -8,6 +8,7 @@ mod backoff;
 mod bus;
 mod client;
 mod control;
+mod doubt;
 mod join;
 mod mux;
 mod node;

@@ -12,10 +12,11 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::backoff::{Backoff, Failure};
 use super::bus::{OFFLINE, ONLINE};
-use super::client::{self, Options};
+use super::client::{self, ClientError, Options};
 use super::control::{TO_NODE, TO_SERVER, encode};
 use super::mux::{self, End, Ends, Role};
 use super::seal::{Seal, SessionId};
+use super::server::CALM;
 use super::tls::{ClientTls, TlsError, server_name};
 use super::topic::{PRESENCE, RESET, SESSION, Topics};
 use super::{random, session};
@@ -28,7 +29,7 @@ const CARRIER: usize = 16;
 const HANDSHAKE: Duration = Duration::from_secs(90);
 /// A session that held this long was a good one: the next attempt comes at once.
 const GOOD: Duration = Duration::from_secs(20);
-/// When a server comes to a broker, its nodes begin their sessions spread over this time.
+/// When a server comes to a broker, or a network to life, its nodes begin their sessions spread over this time.
 const SPREAD_MS: u64 = 1000;
 
 /// Gives the node's certificate as it is now, at every connection.
@@ -43,6 +44,8 @@ pub struct NodeConfig {
     pub node: String,
     /// `host:port` of the server or the broker, one or several; they may change while the node runs.
     pub addresses: watch::Receiver<Vec<String>>,
+    /// Counts changes of this host's network after which a server that was out of reach may be in reach again.
+    pub network: watch::Receiver<u64>,
     /// A quiet connection is tried this often; see [`NodeConfig::KEEPALIVE`].
     pub keepalive: Duration,
 }
@@ -162,6 +165,10 @@ impl Link {
                 () = sleep(wait) => {}
                 // Never while nobody can change them.
                 Ok(()) = self.config.addresses.changed() => {}
+                Ok(()) = self.config.network.changed(), if failure != Failure::Refused => {
+                    self.backoff.reset();
+                    sleep(spread()).await;
+                }
                 () = self.down.closed() => return,
             }
         }
@@ -200,8 +207,15 @@ impl Link {
             )),
             filters: self.topics.node_filters(&self.config.node).into(),
         };
-        let client = match client::connect(address, tls.outer.clone(), options).await {
-            Ok(client) => client,
+        let mut network = self.config.network.clone();
+        network.mark_unchanged();
+        let connected = tokio::select! {
+            connected = client::connect(address, tls.outer.clone(), options) => connected,
+            // It may be stuck, too.
+            Ok(()) = network.changed() => Err(ClientError::Lost("the network has changed".into())),
+        };
+        let client = match connected {
+            Ok(client) => client.watching(network),
             Err(error) => {
                 self.failed(&error.to_string());
                 return Some(error.failure());
@@ -242,8 +256,9 @@ impl Link {
             let pause = match after {
                 After::Nothing => return None,
                 After::Connection => return Some(Failure::Unreachable),
-                After::Soon => Duration::from_millis(random() % SPREAD_MS),
-                After::Session => self.backoff.next(Failure::Refused),
+                After::Soon => spread(),
+                // Not so soon that the server, which has just spoken to this node, does not listen.
+                After::Session => self.backoff.next(Failure::Refused).max(CALM * 2),
             };
             if !self.pause(pause, &mut incoming).await {
                 return Some(Failure::Unreachable);
@@ -260,7 +275,7 @@ impl Link {
                 Err(_) => return true,
                 Ok(None) => return false,
                 Ok(Some((topic, payload))) if topic == self.topics.server() && payload == ONLINE => {
-                    until = until.min(Instant::now() + Duration::from_millis(random() % SPREAD_MS));
+                    until = until.min(Instant::now() + spread());
                 }
                 Ok(Some(_)) => {}
             }
@@ -338,6 +353,10 @@ impl Link {
             (None, _) => After::Connection,
         }
     }
+}
+
+fn spread() -> Duration {
+    Duration::from_millis(random() % SPREAD_MS)
 }
 
 /// Carries a session's messages to the connection.

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::sys::socket::{MsgFlags, recv, send};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::frame::Frame;
@@ -61,10 +62,13 @@ impl Socket {
     }
 
     /// The next frame that can be read as one; others are passed over. Cancel safe.
+    ///
+    /// # Errors
+    /// Also when the interface goes down, however soon it comes up again: who is on the segment may be another one then.
     pub(super) async fn next(&self) -> io::Result<Frame> {
         let mut buffer = [0; SNAP as usize];
         loop {
-            let mut ready = self.0.readable().await?;
+            let mut ready = self.0.ready(Interest::READABLE | Interest::ERROR).await?;
             let got = ready.try_io(|fd| Ok(recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?));
             if let Ok(length) = got
                 && let Some(frame) = Frame::parse(&buffer[..length?])

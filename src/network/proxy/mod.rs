@@ -43,7 +43,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use run::{StartError, run};
+pub use run::{Notice, StartError, run};
 
 /// Who answers at one listening address. Called on the data plane's threads (there may be two): must not block.
 pub trait Frontend: Send + Sync + 'static {

@@ -45,14 +45,11 @@ impl Choice {
     pub(super) fn of(service: &Service, port: &ServicePort, here: &Config, zone: Option<&str>) -> Self {
         let candidates = candidates(service, port, here);
         let all: Vec<&Candidate<'_>> = candidates.values().collect();
-        let zone = zone.filter(|zone| has_hints(&all, zone));
-        let near = |c: &Candidate<'_>| zone.is_none_or(|zone| c.endpoint.for_zones.iter().any(|z| z == zone));
+        let near = Near::of(&all, &here.node, zone);
         let local = positions(&all, |c| c.is_local && c.endpoint.ready)
             .or_else(|| positions(&all, |c| c.is_local && c.is_last_resort()));
-        let own = positions(&all, |c| c.is_local && c.endpoint.ready).filter(|_| service.prefer_same_node);
-        let cluster = own
-            .or_else(|| positions(&all, |c| c.endpoint.ready && near(c)))
-            .or_else(|| positions(&all, |c| c.is_last_resort()));
+        let cluster =
+            positions(&all, |c| c.endpoint.ready && near.takes(c)).or_else(|| positions(&all, |c| c.is_last_resort()));
         let place = |(address, c): (&SocketAddrV4, &Candidate<'_>)| Place {
             address: *address,
             is_own_pod: c.is_local && here.pod_cidr.contains(*address.ip()),
@@ -71,16 +68,48 @@ fn positions(all: &[&Candidate<'_>], takes: impl Fn(&Candidate<'_>) -> bool) -> 
     (!found.is_empty()).then_some(found)
 }
 
-/// Hints count only if every ready endpoint has some and one of them is meant for this zone.
-fn has_hints(all: &[&Candidate<'_>], zone: &str) -> bool {
-    let mut ready = all.iter().filter(|c| c.endpoint.ready).map(|c| &c.endpoint.for_zones).peekable();
-    let mut meant = false;
-    ready.peek().is_some()
-        && ready.all(|zones| {
-            meant |= zones.iter().any(|z| z == zone);
-            !zones.is_empty()
-        })
-        && meant
+/// Which hints count: those for nodes before those for zones, and each only if every ready endpoint has some and one of
+/// them is meant for this place.
+enum Near<'a> {
+    Node(&'a str),
+    Zone(&'a str),
+    Everywhere,
+}
+
+impl<'a> Near<'a> {
+    fn of(all: &[&Candidate<'_>], node: &'a str, zone: Option<&'a str>) -> Self {
+        let count = |near: &Self| {
+            let mut ready = all.iter().filter(|c| c.endpoint.ready).map(|c| near.names(c)).peekable();
+            let mut meant = false;
+            ready.peek().is_some()
+                && ready.all(|names| {
+                    meant |= near.is_among(names);
+                    !names.is_empty()
+                })
+                && meant
+        };
+        let places = [Some(Near::Node(node)), zone.map(Near::Zone)];
+        places.into_iter().flatten().find(count).unwrap_or(Near::Everywhere)
+    }
+
+    fn names<'b>(&self, candidate: &Candidate<'b>) -> &'b [String] {
+        match (self, &candidate.endpoint.hints) {
+            (Near::Node(_), Some(hints)) => &hints.nodes,
+            (Near::Zone(_), Some(hints)) => &hints.zones,
+            (Near::Everywhere, _) | (_, None) => &[],
+        }
+    }
+
+    fn is_among(&self, names: &[String]) -> bool {
+        match self {
+            Near::Node(place) | Near::Zone(place) => names.iter().any(|name| name == place),
+            Near::Everywhere => true,
+        }
+    }
+
+    fn takes(&self, candidate: &Candidate<'_>) -> bool {
+        self.is_among(self.names(candidate))
+    }
 }
 
 fn candidates<'a>(service: &'a Service, port: &ServicePort, here: &Config) -> BTreeMap<SocketAddrV4, Candidate<'a>> {
@@ -159,7 +188,7 @@ mod tests {
 
     #[test]
     fn endpoints_are_chosen_as_by_kube_proxy() {
-        // Each endpoint: last byte of its address, then here/away, ready/terminating (and serving)/broken, zones.
+        // Each endpoint: last byte of its address, then here/away, ready/terminating (and serving)/broken, zones, nodes.
         for (name, endpoints, cluster, local) in [
             ("none", "", vec![], vec![]),
             ("ready ones", "1 here ready;2 away ready;3 away broken", vec![1, 2], vec![1]),
@@ -170,6 +199,15 @@ mod tests {
             ("a hint is missing", "1 here ready;2 away ready z2", vec![1, 2], vec![1]),
             ("no hint for this zone", "1 here ready z2;2 away ready z3", vec![1, 2], vec![1]),
             ("hints of ready ones only", "1 away ready z1;2 away ready z2;3 away terminating", vec![1], vec![]),
+            ("the node before the zone", "1 here ready z1 here;2 away ready z1 away", vec![1], vec![1]),
+            ("meant for this node, not on it", "1 here ready - away;2 away ready - here", vec![2], vec![1]),
+            (
+                "the node's is broken",
+                "1 here broken z1 here;2 away ready z1 away;3 away ready z2 other",
+                vec![2],
+                vec![],
+            ),
+            ("a node hint is missing", "1 here ready z1 here;2 away ready z1", vec![1, 2], vec![1]),
         ] {
             let endpoints: Vec<Endpoint> = endpoints.split(';').filter(|e| !e.is_empty()).map(endpoint).collect();
             let service = service("web", &[80], endpoints);
@@ -224,20 +262,6 @@ mod tests {
         let choice = Choice::of(&service, &service.ports[0], &config(), Some("z1"));
         let own: Vec<bool> = choice.serving.iter().map(|p| p.is_own_pod).collect();
         assert_eq!(own, [true, false, false]);
-    }
-
-    #[test]
-    fn the_own_node_goes_before_the_zone() {
-        let endpoints = || vec![endpoint("1 here ready"), endpoint("2 away ready"), endpoint("3 here broken")];
-        let mut service = service("web", &[80], endpoints());
-        for (prefers, expected) in [(false, &[1, 2][..]), (true, &[1])] {
-            service.prefer_same_node = prefers;
-            let choice = Choice::of(&service, &service.ports[0], &config(), None);
-            assert_eq!(chosen(&choice, &choice.cluster), expected);
-        }
-        service.slices[0].endpoints.remove(0);
-        let choice = Choice::of(&service, &service.ports[0], &config(), None);
-        assert_eq!(chosen(&choice, &choice.cluster), [2], "there is none here");
     }
 
     #[test]

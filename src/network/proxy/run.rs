@@ -18,7 +18,7 @@ use super::table::Table;
 use super::{Config, Listen};
 use crate::network::addresses::LocalAddresses;
 use crate::network::intake::{Intake, Rule};
-use crate::network::services::{ServiceChange, Services};
+use crate::network::services::{Service, ServiceChange, Services};
 use crate::network::{Error, source};
 
 /// Between a listener that could not be had and the next attempt, doubled each time up to the second.
@@ -37,14 +37,31 @@ pub enum StartError {
     Network(#[from] Error),
 }
 
+/// A Service cannot be reached at a place where it should be, or can be again.
+#[derive(Clone, Debug)]
+pub struct Notice {
+    /// The Service.
+    pub service: Arc<Service>,
+    /// Whether it can be reached there.
+    pub listening: bool,
+    /// Text for people.
+    pub message: String,
+}
+
 /// Serves all Services of the view; never ends by itself. Dropping the future closes every listener and connection. The
 /// addresses stay local: clients are refused at once and do not wait.
 ///
-/// `zone` is the zone the node is in (`topology.kubernetes.io/zone`).
+/// `zone` is the zone the node is in (`topology.kubernetes.io/zone`). `notify` is told once when a listener cannot be had,
+/// and when it can; attempts go on in between.
 ///
 /// # Errors
-/// Only what keeps it from starting. Listeners that cannot be had are logged and tried again.
-pub async fn run(config: Config, services: Services, zone: watch::Receiver<Option<String>>) -> Result<(), StartError> {
+/// Only what keeps it from starting.
+pub async fn run(
+    config: Config,
+    services: Services,
+    zone: watch::Receiver<Option<String>>,
+    notify: impl Fn(Notice) + Send,
+) -> Result<(), StartError> {
     let addresses = LocalAddresses::open()?;
     addresses.ensure_only_range(config.service_cidr).await?;
     let (sender, reports) = mpsc::unbounded_channel();
@@ -68,7 +85,7 @@ pub async fn run(config: Config, services: Services, zone: watch::Receiver<Optio
     if let Err(error) = source::remove(&proxy.bridge) {
         tracing::debug!(%error, "nothing to remove");
     }
-    proxy.run(services, zone, reports).await;
+    proxy.run(services, zone, reports, notify).await;
     Ok(())
 }
 
@@ -115,6 +132,7 @@ impl Proxy {
         services: Services,
         mut zone: watch::Receiver<Option<String>>,
         mut reports: mpsc::UnboundedReceiver<Report>,
+        notify: impl Fn(Notice) + Send,
     ) {
         self.table.set_zone(zone.borrow_and_update().clone());
         let (all, mut changes) = services.subscribe();
@@ -124,7 +142,7 @@ impl Proxy {
             tokio::select! {
                 change = changes.recv() => self.take(change, &services, &mut changes),
                 Ok(()) = zone.changed() => self.table.set_zone(zone.borrow_and_update().clone()),
-                Some(report) = reports.recv() => self.note(report),
+                Some(report) = reports.recv() => self.note(report).into_iter().for_each(&notify),
                 () = until(self.again) => self.retry(),
             }
         }
@@ -198,25 +216,34 @@ impl Proxy {
         }
     }
 
-    /// What became of a listener.
-    fn note(&mut self, report: Report) {
+    /// What became of a listener, and what is to be told of it.
+    fn note(&mut self, report: Report) -> Option<Notice> {
+        let node = &self.config.node;
         match report {
             Report::Listening(listen) => {
-                if self.failed.remove(&listen).is_some() {
-                    tracing::info!(%listen, "the Service can be reached now");
-                }
+                self.failed.remove(&listen)?;
+                tracing::info!(%listen, "the Service can be reached now");
+                let service = self.table.owner(listen)?.clone();
+                Some(Notice { service, listening: true, message: format!("node {node:?} serves {listen} now") })
             }
             Report::Failed(listen, error) => {
-                let Some(owner) = self.table.owner(listen) else { return };
+                let service = self.table.owner(listen)?.clone();
                 let attempts = self.failed.entry(listen).or_default();
-                if *attempts == 0 {
-                    let (namespace, service) = (&owner.namespace, &owner.name);
-                    tracing::warn!(namespace, service, %listen, %error, "the Service cannot be reached there; trying again");
-                }
                 *attempts += 1;
                 let pause = AGAIN[0].saturating_mul(1 << (*attempts - 1).min(16)).min(AGAIN[1]);
                 let due = Instant::now() + pause;
                 self.again = Some(self.again.map_or(due, |again| again.min(due)));
+                if *attempts > 1 {
+                    return None;
+                }
+                let (namespace, name) = (&service.namespace, &service.name);
+                tracing::warn!(namespace, service = name, %listen, %error, "the Service cannot be reached there; trying again");
+                let why = match error.kind() {
+                    io::ErrorKind::AddrInUse => "another program of the node has this port".to_owned(),
+                    _ => error.to_string(),
+                };
+                let message = format!("node {node:?} cannot serve {listen}: {why}");
+                Some(Notice { service, listening: false, message })
             }
         }
     }

@@ -97,8 +97,8 @@ impl Table {
     }
 
     /// The Service that has this listener.
-    pub(super) fn owner(&self, listen: Listen) -> Option<&ServiceName> {
-        self.owners.get(&listen)
+    pub(super) fn owner(&self, listen: Listen) -> Option<&Arc<Service>> {
+        self.owners.get(&listen).and_then(|id| self.services.get(id)).map(|entry| &entry.service)
     }
 
     /// Asks for a listener that could not be had once more. `false`: nobody wants it any more.
@@ -415,12 +415,12 @@ mod tests {
             table.put(Arc::new(service.clone()));
         }
         let shared = Listen { protocol: Protocol::Tcp, address: "192.0.2.1:80".parse().unwrap() };
-        assert_eq!(table.owner(shared), Some(&one.id()));
+        assert_eq!(table.owner(shared).map(|s| s.id()), Some(one.id()));
         table.remove(&three.id());
         table.commands();
         table.remove(&one.id());
         assert_eq!(told(&mut table), ["close tcp 10.43.0.100:80", "listen tcp 192.0.2.1:80"]);
-        assert_eq!(table.owner(shared), Some(&two.id()));
+        assert_eq!(table.owner(shared).map(|s| s.id()), Some(two.id()));
         assert!(table.retry(shared));
         assert_eq!(told(&mut table), ["listen tcp 192.0.2.1:80"]);
         table.remove(&two.id());

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::Config;
 use crate::config::ProxyBalance;
-use crate::network::services::{Endpoint, EndpointPort, Protocol, Service, ServicePort, Slice};
+use crate::network::services::{Endpoint, EndpointPort, Hints, Protocol, Service, ServicePort, Slice};
 
 /// A node `here` with the address 192.168.1.10 and the pods 10.42.1.0/24.
 pub(super) fn config() -> Config {
@@ -20,17 +20,23 @@ pub(super) fn config() -> Config {
     }
 }
 
-/// For example `7 here ready z1,z2`: 10.42.1.7 on this node, or (`away`) another, ready, terminating or broken.
+/// For example `7 here ready z1,z2 here,away`: 10.42.1.7 on this node, or (`away`) another, ready, terminating or broken;
+/// the zones and nodes it is meant for, `-` for none.
 pub(super) fn endpoint(text: &str) -> Endpoint {
     let mut words = text.split(' ');
     let last = words.next().unwrap().parse().unwrap();
     let node = words.next().unwrap().to_owned();
     let state = words.next().unwrap();
+    let mut hinted = || -> Vec<String> {
+        let names = words.next().filter(|names| *names != "-").into_iter().flat_map(|names| names.split(','));
+        names.map(str::to_owned).collect()
+    };
+    let hints = Hints { zones: hinted(), nodes: hinted() };
     Endpoint {
         address: Ipv4Addr::new(10, 42, 1, last).into(),
         hostname: None,
         node: Some(node),
-        for_zones: words.next().into_iter().flat_map(|zones| zones.split(',').map(str::to_owned)).collect(),
+        hints: (hints != Hints::default()).then(|| Box::new(hints)),
         ready: state == "ready",
         serving: state != "broken",
         terminating: state == "terminating",

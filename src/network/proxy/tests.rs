@@ -3,12 +3,14 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{Shutdown as Side, shutdown};
+use nix::sys::socket::{
+    AddressFamily, Shutdown as Side, SockFlag, SockType, SockaddrIn, bind, setsockopt, shutdown, socket, sockopt,
+};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -53,7 +55,7 @@ impl Board {
         world.attach("host", Netns::Fd(host.as_fd())).await.unwrap();
         let services = Services::default();
         let zone = watch::channel(None);
-        let proxy = tokio::spawn(run(here(), services.clone(), zone.1));
+        let proxy = tokio::spawn(run(here(), services.clone(), zone.1, drop));
         Self { network, world, pod, address, host, services, proxy }
     }
 
@@ -62,7 +64,7 @@ impl Board {
             address: self.address.into(),
             hostname: None,
             node: Some("here".into()),
-            for_zones: Vec::new(),
+            hints: None,
             ready: true,
             serving: true,
             terminating: false,
@@ -213,7 +215,7 @@ fn external_addresses_are_taken_in_port_by_port() {
         let services = board.services.clone();
         web.external_ips = vec![Ipv4Addr::new(203, 0, 113, 6)];
         services.put(web);
-        let again = tokio::spawn(run(here(), services, watch::channel(None).1));
+        let again = tokio::spawn(run(here(), services, watch::channel(None).1, drop));
         becomes(Ok(GATEWAY), at([203, 0, 113, 6], 80)).await;
         assert_eq!(rules(), ["to 203.0.113.6 ipproto tcp dport 80"]);
         again.abort();
@@ -226,7 +228,7 @@ fn external_addresses_are_taken_in_port_by_port() {
 fn rules() -> Vec<String> {
     let output = std::process::Command::new("ip").args(["rule", "show"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let ours = text.lines().filter(|line| line.starts_with("100:"));
+    let ours = text.lines().filter(|line| line.starts_with("98:") || line.starts_with("100:"));
     let selectors = ours.map(|line| line.split_once("from all ").unwrap().1.split_once(" lookup").unwrap().0);
     selectors.map(str::to_owned).collect()
 }
@@ -336,13 +338,104 @@ fn cluster_addresses_are_apart_from_listeners_of_all_addresses() {
     });
 }
 
+/// Asks by UDP from a socket of no certain address and port; what came back, and from where.
+fn question(address: SocketAddrV4, text: &[u8]) -> Result<Vec<u8>, ErrorKind> {
+    let client = UdpSocket::bind("0.0.0.0:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    client.send_to(text, address).map_err(|e| e.kind())?;
+    let mut buffer = vec![0; 65_536];
+    let (count, from) = client.recv_from(&mut buffer).map_err(|e| e.kind())?;
+    assert_eq!(from, address.into(), "who was asked is who answers");
+    buffer.truncate(count);
+    Ok(buffer)
+}
+
+/// Answers datagrams with themselves and a name, until it gets one that says stop.
+fn echo_udp(socket: UdpSocket, name: &'static str) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 65_536];
+        while let Ok((count, from)) = socket.recv_from(&mut buffer) {
+            if &buffer[..count] == b"stop" {
+                return;
+            }
+            socket.send_to(&[&buffer[..count], name.as_bytes()].concat(), from).unwrap();
+        }
+    })
+}
+
+#[test]
+fn a_udp_service_and_a_program_of_the_host_may_have_the_same_port() {
+    on_a_node(async |room| {
+        let board = Board::start(room).await;
+        let pod = echo_udp(inside(&board.pod, || UdpSocket::bind("0.0.0.0:8080").unwrap()), "-pod");
+        // It says nothing of sharing its port.
+        let host = echo_udp(UdpSocket::bind("0.0.0.0:53").unwrap(), "-host");
+        let mut dns = service("dns", &[53], vec![board.endpoint()]);
+        dns.ports[0].protocol = Protocol::Udp;
+        dns.slices[0].ports[0].protocol = Protocol::Udp;
+        dns.external_ips = vec![Ipv4Addr::new(203, 0, 113, 5)];
+        board.services.put(dns.clone());
+        let address = at(CLUSTER_IP, 53);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while elsewhere(move || question(address, b"q")).await.as_deref() != Ok(b"q-pod") {
+            assert!(Instant::now() < deadline, "never served");
+        }
+        let external = at([203, 0, 113, 5], 53);
+        for size in [0, 1, 1472, 9000, 60_000] {
+            let text: Vec<u8> = (0..size).map(|i: u32| i as u8).collect();
+            for (to, name) in [(address, "-pod"), (external, "-pod"), (at(Ipv4Addr::LOCALHOST, 53), "-host")] {
+                let (text, expected) = (text.clone(), [&text[..], name.as_bytes()].concat());
+                assert!(elsewhere(move || question(to, &text)).await == Ok(expected), "{size} bytes to {to}");
+            }
+        }
+        for (namespace, to, name) in [
+            (&board.pod, address, "q-pod"),
+            (&board.host, external, "q-pod"),
+            (&board.host, at([192, 0, 2, 1], 53), "q-host"),
+        ] {
+            let namespace = namespace.try_clone().unwrap();
+            let asked =
+                tokio::task::spawn_blocking(move || inside(&namespace, move || question(to, b"q"))).await.unwrap();
+            assert_eq!(asked.as_deref(), Ok(name.as_bytes()), "{to}");
+        }
+        // One that comes later and shares gets its port, too.
+        let mut ntp = service("ntp", &[123], vec![board.endpoint()]);
+        ntp.cluster_ips = vec![Ipv4Addr::new(10, 43, 0, 101)];
+        ntp.ports[0].protocol = Protocol::Udp;
+        ntp.slices[0].ports[0].protocol = Protocol::Udp;
+        board.services.put(ntp);
+        let ntp = at([10, 43, 0, 101], 123);
+        while elsewhere(move || question(ntp, b"q")).await.as_deref() != Ok(b"q-pod") {
+            assert!(Instant::now() < deadline, "never served");
+        }
+        let shared = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        setsockopt(&shared, sockopt::ReuseAddr, &true).unwrap();
+        bind(shared.as_raw_fd(), &SockaddrIn::from(at(Ipv4Addr::UNSPECIFIED, 123))).unwrap();
+        let later = echo_udp(shared.into(), "-later");
+        assert_eq!(elsewhere(move || question(ntp, b"q")).await.as_deref(), Ok(&b"q-pod"[..]));
+        let own = at(Ipv4Addr::LOCALHOST, 123);
+        assert_eq!(elsewhere(move || question(own, b"q")).await.as_deref(), Ok(&b"q-later"[..]));
+        for (namespace, port) in [(&board.pod, 8080), (&here_now(), 53), (&here_now(), 123)] {
+            inside(namespace, move || {
+                UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"stop", ("127.0.0.1", port)).unwrap()
+            });
+        }
+        [pod, host, later].into_iter().for_each(|thread| thread.join().unwrap());
+        board.stop().await;
+    });
+}
+
+fn here_now() -> File {
+    File::open("/proc/thread-self/ns/net").unwrap()
+}
+
 /// Services with this many endpoints each, and a node port every tenth.
 fn many(count: u16, endpoints: u8) -> Vec<Service> {
     let endpoint = |n: u8| Endpoint {
         address: Ipv4Addr::new(10, 77, 3, n).into(),
         hostname: None,
         node: Some(format!("node-{n}")),
-        for_zones: Vec::new(),
+        hints: None,
         ready: true,
         serving: true,
         terminating: false,

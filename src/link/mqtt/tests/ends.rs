@@ -86,6 +86,7 @@ impl Server {
             cluster: "c".into(),
             node: name.into(),
             addresses: watched,
+            network: watch::channel(0).1,
             keepalive: Duration::from_secs(2),
         };
         let (end, state, run) = node(config, Arc::new(move || Ok(tls.clone())));
@@ -426,8 +427,13 @@ async fn nodes_of_another_cluster_are_refused() {
     // It trusts the server, the server does not trust it.
     let tls = server.authority.trusting(stranger.client("system:node:pi-1"));
     let (_addresses, watched) = watch::channel(vec![server.address.to_string()]);
-    let config =
-        NodeConfig { cluster: "c".into(), node: "pi-1".into(), addresses: watched, keepalive: Duration::from_secs(60) };
+    let config = NodeConfig {
+        cluster: "c".into(),
+        node: "pi-1".into(),
+        addresses: watched,
+        network: watch::channel(0).1,
+        keepalive: Duration::from_secs(60),
+    };
     let (_end, mut state, run) = node(config, Arc::new(move || Ok(tls.clone())));
     let _task = Aborted(tokio::spawn(run));
     timeout(SOON, state.wait_for(|s| s.error.is_some())).await.unwrap().unwrap();

@@ -122,8 +122,13 @@ impl Cluster {
     fn node(&mut self, name: &str) -> (NodeEnd, watch::Receiver<LinkState>) {
         let tls = self.authority.node_tls(name);
         let (_, addresses) = watch::channel(vec![format!("{}:8883", self.broker.host)]);
-        let config =
-            NodeConfig { cluster: "c".into(), node: name.into(), addresses, keepalive: Duration::from_secs(60) };
+        let config = NodeConfig {
+            cluster: "c".into(),
+            node: name.into(),
+            addresses,
+            network: watch::channel(0).1,
+            keepalive: Duration::from_secs(60),
+        };
         let (end, state, run) = node(config, Arc::new(move || Ok(tls.clone())));
         self.tasks.spawn(run);
         (end, state)

@@ -111,7 +111,13 @@ impl World {
             }
         });
         let (_, addresses) = watch::channel(Vec::new());
-        let config = NodeConfig { cluster: "c".into(), node: NODE.into(), addresses, keepalive: NodeConfig::KEEPALIVE };
+        let config = NodeConfig {
+            cluster: "c".into(),
+            node: NODE.into(),
+            addresses,
+            network: watch::channel(0).1,
+            keepalive: NodeConfig::KEEPALIVE,
+        };
         let provided = tls.clone();
         let (node, state, link) = Link::new(config, Arc::new(move || Ok(provided.clone())));
         tasks.spawn(connections(link, tls, topics, current, up, server, cut.clone()));

@@ -41,7 +41,7 @@ fn endpoint(address: &str, hostname: Option<&str>, ready: bool) -> Endpoint {
         address: address.parse().unwrap(),
         hostname: hostname.map(str::to_owned),
         node: None,
-        for_zones: Vec::new(),
+        hints: None,
         ready,
         serving: ready,
         terminating: false,

@@ -10,16 +10,24 @@
 //!   where it would get to a listener of all addresses otherwise, a node port or the host's sshd;
 //! - else whoever listens.
 //!
-//! It is TCP only: a datagram that answers must come from the listener's own port.
+//! A UDP listener takes the Service's own port while that is free: a datagram that answers must come from there. Where a
+//! host program has it, the listener is led to as one of TCP is, and answers through a raw socket ([`super::udp`]). What
+//! is sent to a cluster address without a listener goes on as ever: the node's own clients ask from the address they
+//! ask, and what comes for them may be an answer.
 //!
 //! The program ends with the process, whatever ends that; nothing is left behind. Where the kernel has none, listeners
 //! take the very port they serve, and where another program has that the Service is not reached: the log says so.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use super::super::Listen;
 use crate::cidr::Cidr;
+use crate::network::services::Protocol;
+
+/// Where a listener's protocol is in the second word of its key, after the port.
+const PROTOCOL_SHIFT: u32 = 16;
 
 /// Listeners there is room for, 16 bytes each of kernel memory from the start. More have to take their own ports.
 const MAX_LISTENERS: u32 = 1 << 13;
@@ -74,9 +82,14 @@ impl Steer {
         Ok(Self { listeners, _link: link })
     }
 
-    /// Leads what is sent to `address` to this listener, for as long as that is open.
-    pub(super) fn lead(&self, address: SocketAddrV4, listener: BorrowedFd<'_>) -> io::Result<()> {
-        let key = [address.ip().octets(), u32::from(address.port()).to_ne_bytes()].concat();
+    /// Leads what is sent to `listen` to this listener, for as long as that is open.
+    pub(super) fn lead(&self, listen: Listen, listener: BorrowedFd<'_>) -> io::Result<()> {
+        let protocol = match listen.protocol {
+            Protocol::Tcp => libc::IPPROTO_TCP,
+            Protocol::Udp => libc::IPPROTO_UDP,
+        };
+        let port = u32::from(listen.address.port()) | protocol.cast_unsigned() << PROTOCOL_SHIFT;
+        let key = [listen.address.ip().octets(), port.to_ne_bytes()].concat();
         let value = u64::from(listener.as_raw_fd().cast_unsigned());
         let update = MapUpdate {
             map: self.listeners.as_raw_fd().cast_unsigned(),
@@ -166,6 +179,8 @@ const LOAD_MAP: u8 = 0x18;
 const MOVE: u8 = 0xbf;
 const SET: u8 = 0xb7;
 const ADD: u8 = 0x07;
+const OR: u8 = 0x4f;
+const SHIFT_LEFT: u8 = 0x67;
 const AND_U32: u8 = 0x54;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
@@ -192,19 +207,21 @@ const PASS: i32 = 1;
 const NO_REUSEPORT: i32 = 2;
 
 /// In the order of the list at the head of this file. Addresses are in network byte order, as they lie in memory.
-fn program(listeners: BorrowedFd<'_>, cluster: Cidr, except: Ipv4Addr) -> [Instruction; 31] {
+fn program(listeners: BorrowedFd<'_>, cluster: Cidr, except: Ipv4Addr) -> [Instruction; 34] {
     let word = |bytes: [u8; 4]| i32::from_ne_bytes(bytes);
     let mask = word((!(cluster.size() - 1)).to_be_bytes());
     let (network, except) = (word(cluster.network().octets()), word(except.octets()));
     [
         op(MOVE, 6, 1, 0, 0),
         op(LOAD_U32, 2, 6, FAMILY, 0),
-        op(JUMP_IF_OTHER, 2, 0, 26, libc::AF_INET),
-        op(LOAD_U32, 2, 6, PROTOCOL, 0),
-        op(JUMP_IF_OTHER, 2, 0, 24, libc::IPPROTO_TCP),
+        op(JUMP_IF_OTHER, 2, 0, 29, libc::AF_INET),
+        op(LOAD_U32, 8, 6, PROTOCOL, 0),
         op(LOAD_U32, 7, 6, LOCAL_ADDRESS, 0),
         op(STORE_U32, 10, 7, -8, 0),
         op(LOAD_U32, 3, 6, LOCAL_PORT, 0),
+        op(MOVE, 2, 8, 0, 0),
+        op(SHIFT_LEFT, 2, 0, 0, PROTOCOL_SHIFT as i32),
+        op(OR, 3, 2, 0, 0),
         op(STORE_U32, 10, 3, -4, 0),
         // Two words long.
         op(LOAD_MAP, 1, PSEUDO_MAP_FD, 0, listeners.as_raw_fd()),
@@ -213,16 +230,17 @@ fn program(listeners: BorrowedFd<'_>, cluster: Cidr, except: Ipv4Addr) -> [Instr
         op(ADD, 2, 0, 0, -8),
         op(CALL, 0, 0, 0, MAP_LOOKUP),
         op(JUMP_IF_ZERO, 0, 0, 9, 0),
-        op(MOVE, 8, 0, 0, 0),
+        op(MOVE, 9, 0, 0, 0),
         op(MOVE, 1, 6, 0, 0),
-        op(MOVE, 2, 8, 0, 0),
+        op(MOVE, 2, 9, 0, 0),
         op(SET, 3, 0, 0, NO_REUSEPORT),
         op(CALL, 0, 0, 0, SOCKET_ASSIGN),
-        op(MOVE, 1, 8, 0, 0),
+        op(MOVE, 1, 9, 0, 0),
         op(CALL, 0, 0, 0, SOCKET_RELEASE),
         op(SET, 0, 0, 0, PASS),
         op(EXIT, 0, 0, 0, 0),
         // There is none.
+        op(JUMP_IF_OTHER, 8, 0, 5, libc::IPPROTO_TCP),
         op(JUMP_IF_EQUAL, 7, 0, 4, except),
         op(AND_U32, 7, 0, 0, mask),
         op(JUMP_IF_OTHER, 7, 0, 2, network),

@@ -10,10 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, connect, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect, listen, setsockopt, socket,
+    sockopt,
 };
 
+use super::super::Listen;
 use super::steer::Steer;
+use crate::network::services::Protocol;
 
 /// Connections that wait to be accepted; the kernel takes `net.core.somaxconn` where that is less.
 const BACKLOG: i32 = 4096;
@@ -33,12 +36,12 @@ pub(super) fn tcp_listener(address: SocketAddrV4, steer: Option<&Steer>) -> io::
     setsockopt(&listener, sockopt::ReusePort, &true)?;
     allow_any_address(&listener, address)?;
     setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
-    keep_alive(&listener)?;
     let steer = steer.filter(|_| !address.ip().is_unspecified());
     let port = if steer.is_some() { 0 } else { address.port() };
     bind(listener.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(*address.ip(), port)))?;
     listen(&listener, Backlog::new(BACKLOG)?)?;
-    match steer.map(|steer| steer.lead(address, listener.as_fd())) {
+    let listen = Listen { protocol: Protocol::Tcp, address };
+    match steer.map(|steer| steer.lead(listen, listener.as_fd())) {
         Some(Err(_)) => tcp_listener(address, None),
         Some(Ok(())) | None => Ok(listener),
     }
@@ -91,7 +94,6 @@ pub(super) fn accept(listener: &OwnedFd) -> nix::Result<(TcpStream, SocketAddrV4
 /// go with; [`acknowledge`] where there is none.
 pub(super) fn tcp_connect(endpoint: SocketAddrV4, source: Option<Ipv4Addr>) -> nix::Result<TcpStream> {
     let stream = stream_socket()?;
-    setsockopt(&stream, sockopt::TcpNoDelay, &true)?;
     set_quick_acknowledgement(&stream, false);
     if let Some(source) = source {
         bind_transparent(&stream, source)?;
@@ -144,9 +146,37 @@ pub(super) fn udp_listener(address: SocketAddrV4) -> io::Result<UdpSocket> {
     allow_any_address(&listener, address)?;
     if address.ip().is_unspecified() {
         setsockopt(&listener, sockopt::Ipv4PacketInfo, &true)?;
+    } else {
+        // Name servers of the host set it, too, and can then listen at the same port of all addresses.
+        setsockopt(&listener, sockopt::ReuseAddr, &true)?;
     }
     bind(listener.as_raw_fd(), &SockaddrIn::from(address))?;
     Ok(listener.into())
+}
+
+/// One for an address whose port another program has: it gets what is sent there, but answers from another port.
+pub(super) fn led_udp_listener(address: SocketAddrV4, steer: &Steer) -> io::Result<UdpSocket> {
+    let listener = datagram_socket()?;
+    allow_any_address(&listener, address)?;
+    bind(listener.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(*address.ip(), 0)))?;
+    steer.lead(Listen { protocol: Protocol::Udp, address }, listener.as_fd())?;
+    Ok(listener.into())
+}
+
+/// A socket that sends UDP datagrams, header and all, from this address; nothing is received there.
+pub(super) fn raw_udp(address: Ipv4Addr) -> io::Result<OwnedFd> {
+    const RETURN: u16 = 0x06;
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let raw = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Udp)?;
+    let mut nothing = [libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: 0 }];
+    let filter = libc::sock_fprog { len: 1, filter: nothing.as_mut_ptr() };
+    let (pointer, length) = (ptr::from_ref(&filter).cast(), size_of::<libc::sock_fprog>() as libc::socklen_t);
+    // SAFETY: the program and what it points to live until the call returns; the kernel copies them.
+    let set = unsafe { libc::setsockopt(raw.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, pointer, length) };
+    Errno::result(set)?;
+    setsockopt(&raw, sockopt::IpTransparent, &true)?;
+    bind(raw.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(address, 0)))?;
+    Ok(raw)
 }
 
 fn datagram_socket() -> nix::Result<OwnedFd> {

@@ -63,7 +63,8 @@ impl Worker {
         if report.is_some() {
             sys::reuse_ports();
         }
-        let (tcp, udp) = (Tcp::new(epoll.clone(), team, steer), Udp::new(epoll.clone()));
+        let udp = Udp::new(epoll.clone(), steer.clone());
+        let tcp = Tcp::new(epoll.clone(), team, steer);
         Running { mailbox: self.mailbox, report, epoll, clock: Clock::start(), tcp, udp }
     }
 }

@@ -11,8 +11,9 @@ use super::super::sys;
 use super::super::timers::{SECOND, Tick};
 use super::lane::{Lane, Tools};
 
-/// What an endpoint has to answer in before another is tried: a lost SYN is sent again after a second.
-const PATIENCE: Tick = 2 * SECOND;
+/// What an endpoint has to answer in before another is tried. A lost SYN is sent again after a second; who waits is a
+/// client, and the endpoint's board may have lost its power a moment ago.
+const PATIENCE: Tick = SECOND + 3;
 /// What it has where there is no other.
 const LAST_PATIENCE: Tick = 30 * SECOND;
 /// Endpoints that are tried for one connection.
@@ -69,8 +70,7 @@ pub(super) struct Connection {
 impl Connection {
     /// A client that was accepted; [`Connection::connect`] comes next.
     pub(super) fn new(client: Client) -> Self {
-        // A new socket has room. Whether the client spoke already is found out cheapest by reading.
-        let (up, down) = (Lane::new(true, false), Lane::new(false, true));
+        let (up, down) = (Lane::up(), Lane::down());
         let attempt = Some(Box::default());
         let Client { stream, address: peer, frontend } = client;
         Self { client: stream, server: None, peer, endpoint: peer, frontend, up, down, attempt, queued: false }
@@ -112,9 +112,9 @@ impl Connection {
     /// there is none, this one gets more time. If it succeeded, the connection has lasted long enough to be kept alive.
     pub(super) fn expire(&mut self, due: Tick, now: Tick) -> Result<Next, End> {
         let Some(attempt) = &mut self.attempt else {
-            // It is no short one. Its client's side has this from its listener.
-            let kept = self.server.as_ref().map(sys::keep_alive);
-            return if matches!(kept, Some(Err(_))) { Err(End::Broken) } else { Ok(Next::Event) };
+            // It is no short one.
+            let mut sides = [Some(&self.client), self.server.as_ref()].into_iter().flatten();
+            return sides.try_for_each(sys::keep_alive).map_or(Err(End::Broken), |()| Ok(Next::Event));
         };
         if attempt.due != due {
             return Ok(Next::Event);

@@ -51,6 +51,8 @@ pub(super) struct Lane {
     urgent: bool,
     /// So much came last time that copying it would be waste.
     bulk: bool,
+    /// What is written goes out at once (`TCP_NODELAY`). The first bytes do in any case.
+    prompt: bool,
     /// Something was read.
     pub(super) began: bool,
     /// The end was read.
@@ -60,9 +62,14 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// Between two sockets of which this much is known.
-    pub(super) fn new(readable: bool, writable: bool) -> Self {
-        Self { readable, writable, ..Self::default() }
+    /// From a client that was accepted. Whether it spoke already is found out cheapest by reading.
+    pub(super) fn up() -> Self {
+        Self { readable: true, ..Self::default() }
+    }
+
+    /// To a client that was accepted: a new socket has room, and this one is prompt by its listener.
+    pub(super) fn down() -> Self {
+        Self { writable: true, prompt: true, ..Self::default() }
     }
 
     /// Moves what can be moved, and says whether its turn was over before that. `last`: the other direction is done, so
@@ -92,6 +99,11 @@ impl Lane {
             } else if moved >= TURN {
                 return Ok(true);
             } else {
+                if self.began && !self.prompt {
+                    // Fails only on what is no TCP socket.
+                    setsockopt(to, sockopt::TcpNoDelay, &true).ok();
+                    self.prompt = true;
+                }
                 let pipe = if self.bulk { tools.pipes.take() } else { None };
                 moved += match pipe {
                     Some(pipe) => self.splice(pipe, from, to, tools)?,

@@ -84,6 +84,11 @@ impl Batch {
         sys::address(&self.names[index])
     }
 
+    /// What it says.
+    pub(super) fn payload(&self, index: usize) -> &[u8] {
+        self.bytes.get(index * ROOM..).and_then(|room| room.get(..self.lengths[index])).unwrap_or_default()
+    }
+
     /// Which of our addresses it was sent to, where the socket tells.
     pub(super) fn local(&self, index: usize) -> Option<Ipv4Addr> {
         self.locals[index]

@@ -13,12 +13,15 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::super::Frontend;
 use super::slab::{Key, Slab, Token};
+use super::steer::Steer;
 use super::sys;
 use super::timers::{Tick, Timers};
+use answer::Answers;
 use batch::{BATCH, Batch};
 use flow::{Flow, Path};
 use refusal::Refusals;
 
+mod answer;
 mod batch;
 mod flow;
 mod refusal;
@@ -35,12 +38,15 @@ const RESENDS: usize = 3;
 struct Listener {
     address: SocketAddrV4,
     socket: UdpSocket,
+    /// Where the socket's own port is not the listener's.
+    answers: Option<Answers>,
     frontend: Arc<dyn Frontend>,
 }
 
 /// All UDP of one engine.
 pub(super) struct Udp {
     epoll: Rc<Epoll>,
+    steer: Option<Arc<Steer>>,
     by_address: HashMap<SocketAddrV4, Key>,
     listeners: Slab<Listener>,
     by_path: HashMap<Path, Key>,
@@ -54,10 +60,11 @@ pub(super) struct Udp {
 }
 
 impl Udp {
-    pub(super) fn new(epoll: Rc<Epoll>) -> Self {
+    pub(super) fn new(epoll: Rc<Epoll>, steer: Option<Arc<Steer>>) -> Self {
         let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         Self {
             epoll,
+            steer,
             by_address: HashMap::new(),
             listeners: Slab::default(),
             by_path: HashMap::new(),
@@ -77,8 +84,8 @@ impl Udp {
 
     /// Begins to listen.
     pub(super) fn listen(&mut self, address: SocketAddrV4, frontend: Arc<dyn Frontend>) -> io::Result<()> {
-        let socket = sys::udp_listener(address)?;
-        let key = self.listeners.insert(Listener { address, socket, frontend });
+        let (socket, answers) = self.socket(address)?;
+        let key = self.listeners.insert(Listener { address, socket, answers, frontend });
         self.by_address.insert(address, key);
         self.batch.get_or_insert_with(Batch::new);
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::UdpListener(key).pack());
@@ -88,6 +95,18 @@ impl Udp {
             return Err(error.into());
         }
         Ok(())
+    }
+
+    /// A listening socket, and what answers in its place where another program has the port.
+    fn socket(&self, address: SocketAddrV4) -> io::Result<(UdpSocket, Option<Answers>)> {
+        match (sys::udp_listener(address), &self.steer) {
+            (Err(error), Some(steer)) if error.kind() == io::ErrorKind::AddrInUse && !address.ip().is_unspecified() => {
+                // Where the kernel cannot do that for UDP, the port is in use.
+                let led = sys::led_udp_listener(address, steer).and_then(|socket| Ok((socket, Answers::new(address)?)));
+                led.map(|(socket, answers)| (socket, Some(answers))).map_err(|_| error)
+            }
+            (listener, _) => listener.map(|socket| (socket, None)),
+        }
     }
 
     /// Stops listening. Its flows end: there is no end that they could be waited for.
@@ -139,9 +158,15 @@ impl Udp {
                 Ok(count) => {
                     flow.touch(true, now);
                     let path = flow.path();
-                    if let Some(listener) = self.listeners.get(path.listener) {
-                        // Whether the client is still there is its own business.
-                        batch.send_to(&listener.socket, 0..count, path.client, path.local).ok();
+                    // Whether the client is still there is its own business.
+                    match self.listeners.get(path.listener) {
+                        Some(Listener { answers: Some(answers), .. }) => {
+                            (0..count).for_each(|index| answers.send(path.client, batch.payload(index)));
+                        }
+                        Some(listener) => {
+                            batch.send_to(&listener.socket, 0..count, path.client, path.local).ok();
+                        }
+                        None => {}
                     }
                     if count < BATCH {
                         return;

@@ -1,0 +1,208 @@
+//! A load-balancer address goes on answering when the board that has it dies, with the server and without.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::common::fleet::{Agent, Lan};
+use crate::common::leaks::UPLINK;
+use crate::common::{Cluster, Netns, PATIENCE, fetch, images, run};
+use nix::sys::signal::Signal;
+
+const PROMISE: Duration = Duration::from_secs(3);
+
+/// A pod on each of the two boards, and an address of their segment.
+const WEB: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: metallb-system}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {namespace: metallb-system, name: config}
+data: {config: 'address-pools: [{name: default, protocol: layer2, addresses: [192.168.77.200-192.168.77.201]}]'}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      nodeSelector: {fleet: 'true'}
+      containers: [{name: web, image: nginx, imagePullPolicy: IfNotPresent}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 80}]}
+";
+
+/// A host that asks a web server all the time, one request after the other, and remembers when it was answered.
+struct Visitor {
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<Vec<Instant>>,
+}
+
+impl Visitor {
+    fn of(host: &Netns, address: SocketAddr, patience: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let task = host.within(move || {
+            let mut answered = vec![Instant::now()];
+            while !told.load(Ordering::Relaxed) {
+                if fetch(address, patience).is_some() {
+                    answered.push(Instant::now());
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            answered.push(Instant::now());
+            answered
+        });
+        Self { stop, task }
+    }
+
+    fn finish(self) -> Vec<Instant> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.join().unwrap()
+    }
+}
+
+/// The longest time without an answer.
+fn gap(answered: &[Instant]) -> Duration {
+    answered.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap()
+}
+
+/// One visitor alone may be unlucky: what the dead board had of his connection is lost.
+fn judge(what: &str, visitors: [Visitor; 4]) {
+    let mut answered: Vec<Vec<Instant>> = visitors.map(Visitor::finish).into();
+    let each: Vec<Duration> = answered.iter().map(|one| gap(one)).collect();
+    answered.push(answered.concat());
+    let all = answered.last_mut().unwrap();
+    all.sort();
+    eprintln!("{what}: no answer for {:?} (each visitor: {each:?}); {} answers in all", gap(all), all.len());
+    assert!(gap(all) < PROMISE && all.len() > 100, "{what}");
+    assert!(each.iter().all(|gap| *gap < PROMISE + Duration::from_secs(3)), "{what}: {each:?}");
+}
+
+/// The hardware address of a board.
+fn mac(agent: &Agent) -> String {
+    let shown = run(agent.netns.command("ip").args(["-o", "link", "show", UPLINK]));
+    shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned()
+}
+
+/// Whose address it is, as a host of the segment sees it.
+fn owner(host: &Netns, address: &str, agents: &[Agent]) -> usize {
+    let began = Instant::now();
+    loop {
+        let known = run(host.command("ip").args(["neigh", "show", address]));
+        if let Some(n) = agents.iter().position(|agent| known.contains(&mac(agent))) {
+            return n;
+        }
+        assert!(began.elapsed() < PATIENCE, "{known}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+struct Scene {
+    lan: Lan,
+    cluster: Cluster,
+    agents: Vec<Agent>,
+    host: Netns,
+    address: String,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut lan = Lan::new();
+        let cluster = Cluster::on(&mut lan);
+        let mut agents = vec![Agent::new(&mut lan, "pi-1"), Agent::new(&mut lan, "pi-2")];
+        for agent in &mut agents {
+            agent.start(&["--token", &cluster.token(&["--label", "fleet=true"])]);
+            agent.import(&images::archive(agent.dir.path(), "web.tar", &images::WEB));
+            cluster.until_node(&agent.name, "True");
+        }
+        cluster.apply(WEB);
+        cluster.k("rollout status deployment web --timeout=90s");
+        let path = "jsonpath={.status.loadBalancer.ingress[*].ip}";
+        let address = cluster.until(&format!("get svc web -o {path}"), |ip| !ip.is_empty());
+        let host = Netns::new();
+        lan.plug(&host);
+        let scene = Self { lan, cluster, agents, host, address };
+        scene.until_answered();
+        scene
+    }
+
+    fn target(&self) -> SocketAddr {
+        (self.address.parse::<IpAddr>().unwrap(), 80).into()
+    }
+
+    fn until_answered(&self) {
+        let (began, target) = (Instant::now(), self.target());
+        while self.host.within(move || fetch(target, Duration::from_secs(1))).join().unwrap().is_none() {
+            assert!(began.elapsed() < PATIENCE, "{} never answered", self.address);
+        }
+        // The first announcements are over, and the other board watches.
+        std::thread::sleep(Duration::from_secs(3));
+    }
+
+    /// Some give up soon, some wait.
+    fn visitors(&self) -> [Visitor; 4] {
+        [500, 900, 4000, 5000].map(|millis| Visitor::of(&self.host, self.target(), Duration::from_millis(millis)))
+    }
+
+    /// The owner dies; gives it back.
+    fn lose(&mut self, what: &str) -> Agent {
+        let visitors = self.visitors();
+        std::thread::sleep(Duration::from_millis(500));
+        let mut dead = self.agents.remove(owner(&self.host, &self.address, &self.agents));
+        dead.vanish(&self.lan);
+        std::thread::sleep(Duration::from_secs(6));
+        judge(what, visitors);
+        assert_eq!(owner(&self.host, &self.address, &self.agents), 0);
+        dead
+    }
+
+    fn finish(self) {
+        self.agents.into_iter().for_each(Agent::finish);
+        self.cluster.finish();
+    }
+}
+
+#[test]
+fn an_address_moves_when_its_board_dies() {
+    std::thread::scope(|scope| {
+        scope.spawn(with_the_server);
+        scope.spawn(without_the_server);
+    });
+}
+
+fn with_the_server() {
+    let mut scene = Scene::new();
+    let mut dead = scene.lose("server up");
+
+    // The board comes back, and nobody who asks notices.
+    let visitors = scene.visitors();
+    scene.lan.set_link(dead.plug(), true);
+    dead.start(&[]);
+    scene.cluster.until_node(&dead.name, "True");
+    std::thread::sleep(Duration::from_secs(5));
+    judge("on its return", visitors);
+    scene.agents.push(dead);
+    scene.finish();
+}
+
+fn without_the_server() {
+    let mut scene = Scene::new();
+    scene.cluster.stop_daemon(Signal::SIGKILL);
+    std::thread::sleep(Duration::from_secs(2));
+    let dead = scene.lose("server down");
+    scene.cluster.start_daemon();
+    scene.agents.push(dead);
+    scene.finish();
+}
