@@ -84,7 +84,8 @@ pub fn measure(window: Duration) {
         run_with_input(cluster.kubectl().args(["apply", "-f", "-"]), &deployment(count, version));
         let all = || seen.running.load(Ordering::Relaxed) >= before + count;
         until(all, "a pod runs on every board");
-        let all_told = "get deployment web -o jsonpath={.status.updatedReplicas}-{.status.readyReplicas}-{.status.replicas}-{.status.observedGeneration}";
+        let all_told = "get deployment web -o \
+             jsonpath={.status.updatedReplicas}-{.status.readyReplicas}-{.status.replicas}-{.status.observedGeneration}";
         cluster.until_within(PATIENCE, all_told, |s| s == format!("{count}-{count}-{count}-{version}"));
         table::plain(what, "s", began.elapsed().as_secs_f64(), "kubectl apply to all replicas ready in its status");
         table::plain("- CPU of the server", "s", idle::cpu(pid) - cpu, "");
@@ -170,7 +171,6 @@ async fn board(
         cluster: cluster_id(&token.ca),
         node: granted.name.clone(),
         addresses,
-        network: watch::channel(0).1,
         keepalive: NodeConfig::KEEPALIVE,
     };
     let (mut end, _state, link) = mqtt::node(config, Arc::new(tls));

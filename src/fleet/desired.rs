@@ -93,7 +93,7 @@ impl Teller<'_> {
 
     async fn try_tell(&mut self, asked: &mut watch::Receiver<u64>) -> Result<std::convert::Infallible, End> {
         let mut feed = Feed::of(&self.fleet.cluster, self.node);
-        self.tell_pods().await?;
+        Box::pin(self.tell_pods()).await?;
         let mut complete = false;
         loop {
             // In this order: what concerns pods waits for no Service.
@@ -101,7 +101,8 @@ impl Teller<'_> {
                 biased;
                 changed = asked.changed() => return Err(if changed.is_ok() { End::Asked } else { End::Gone }),
                 () = self.to_node.closed() => return Err(End::Gone),
-                news = self.changes.next() => self.tell_news(news).await?,
+                // Boxed: most of the time nothing changes.
+                news = self.changes.next() => Box::pin(self.tell_news(news)).await?,
                 () = feed.changed() => {}
                 // Nobody else sends: there will still be room.
                 room = has_room(&self.to_node), if feed.has_more() || (!complete && feed.is_whole()) => {

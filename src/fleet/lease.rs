@@ -23,7 +23,8 @@ pub(super) async fn keep(registry: &Registry, kinds: &Kinds, node: &str) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if let Err(status) = renew(registry, kinds, node).await {
+        // Boxed: it is not to take memory between two renewals.
+        if let Err(status) = Box::pin(renew(registry, kinds, node)).await {
             tracing::warn!(node, %status, "cannot renew the node's lease");
         }
     }

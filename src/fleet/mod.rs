@@ -198,7 +198,8 @@ impl Fleet {
             match envelope.body {
                 ToServer::Hello => ask.send_modify(|n| *n += 1),
                 message => {
-                    if let Err(status) = self.take(member, message, present).await {
+                    // Boxed: what a report needs is not to lie in every session for the rest of its life.
+                    if let Err(status) = Box::pin(self.take(member, message, present)).await {
                         tracing::error!(node = member.name, %status, "cannot apply a report");
                         // What the server refuses now it would refuse again; what it cannot do now it may later.
                         if status.code >= 500 {

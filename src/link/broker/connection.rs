@@ -9,7 +9,7 @@ use rumqttc::mqttbytes::v4::{
     UnsubAck,
 };
 use rumqttc::mqttbytes::{Protocol, QoS};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -72,7 +72,8 @@ pub(super) struct Shared {
 
 /// A client that is let in.
 pub(super) struct Admitted {
-    stream: TlsStream<TcpStream>,
+    from: ReadHalf<TlsStream<TcpStream>>,
+    to: WriteHalf<TlsStream<TcpStream>>,
     reader: PacketReader,
     client: Arc<Client>,
     keepalive: Duration,
@@ -107,7 +108,9 @@ async fn introduce(shared: &Shared, tcp: TcpStream) -> Result<Admitted, End> {
     let asked = Duration::from_secs(connect.keep_alive.into());
     let keepalive = if asked.is_zero() { LONGEST_KEEPALIVE } else { asked.min(LONGEST_KEEPALIVE) };
     let client = Client::new(connect.client_id, identity);
-    Ok(Admitted { stream, reader, client, keepalive, will: connect.last_will, join })
+    // Here, so that what is left is small: it is moved about.
+    let (from, to) = tokio::io::split(stream);
+    Ok(Admitted { from, to, reader, client, keepalive, will: connect.last_will, join })
 }
 
 type Judgement = Result<(Identity, Option<Join>), (ConnectReturnCode, String)>;
@@ -155,9 +158,8 @@ fn judge(shared: &Shared, stream: &TlsStream<TcpStream>, connect: &Connect) -> J
 
 /// Serves a client until its end, and publishes its last will unless it said farewell.
 pub(super) async fn serve(clients: &Clients, admitted: Admitted) -> End {
-    let Admitted { stream, mut reader, client, keepalive, will, join } = admitted;
+    let Admitted { mut from, mut to, mut reader, client, keepalive, will, join } = admitted;
     clients.add(client.clone());
-    let (mut from, mut to) = tokio::io::split(stream);
     let (answers, mut answer) = channel::channel(ANSWERS);
     let read = async {
         loop {

@@ -82,7 +82,8 @@ pub(super) enum SealError {
 #[derive(Debug)]
 pub(super) struct Seal {
     session: SessionId,
-    tls: Connection,
+    /// Apart: the session is moved about, and lies in the futures that do so.
+    tls: Box<Connection>,
     sent: u64,
     received: u64,
 }
@@ -91,13 +92,13 @@ impl Seal {
     /// The node's end.
     pub(super) fn client(session: SessionId, tls: Arc<ClientConfig>) -> Result<Self, SealError> {
         let tls = ClientConnection::new(tls, server_name()).map_err(broken)?;
-        Ok(Self { session, tls: tls.into(), sent: 0, received: 0 })
+        Ok(Self { session, tls: Box::new(tls.into()), sent: 0, received: 0 })
     }
 
     /// The server's end.
     pub(super) fn server(session: SessionId, tls: Arc<ServerConfig>) -> Result<Self, SealError> {
         let tls = ServerConnection::new(tls).map_err(broken)?;
-        Ok(Self { session, tls: tls.into(), sent: 0, received: 0 })
+        Ok(Self { session, tls: Box::new(tls.into()), sent: 0, received: 0 })
     }
 
     /// Whether both ends are proven, as far as this end can tell.

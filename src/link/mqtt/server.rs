@@ -359,7 +359,7 @@ async fn talk(
         let accepted = Accepted { node: node.to_owned(), certificate, end: accepted };
         shared.incoming.send(Incoming::Node(accepted)).await.map_err(|_| End::Closed)?;
         tracing::info!(node, "the node is connected");
-        Ok::<_, End>(mux::run(seal, plain, ends).await.0)
+        Ok::<_, End>(Box::pin(mux::run(seal, plain, ends)).await.0)
     };
     let version = async { version.await.ok() };
     tokio::select! {

@@ -137,7 +137,8 @@ async fn run(seed: u64) {
         assert!(got <= next, "seed {seed}: event {got} came before {next}");
         next = next.max(got + 1);
     }
-    assert!(healed.elapsed() < Duration::from_secs(320), "seed {seed}: {:?}", healed.elapsed());
+    // The longest pause after refusals, and a handshake nobody answered.
+    assert!(healed.elapsed() < Duration::from_secs(300 + 90 + 20), "seed {seed}: {:?}", healed.elapsed());
     serving.abort();
 }
 
