@@ -32,6 +32,10 @@ const GOOD: Duration = Duration::from_secs(20);
 /// When a server comes to a broker, or a network to life, its nodes begin their sessions spread over this time.
 const SPREAD_MS: u64 = 1000;
 
+/// After one session has begun, or was refused, the server does not hear of the next at once: it would be lost, and the node
+/// wait for an answer for as long as [`HANDSHAKE`].
+const LISTENS: Duration = CALM.saturating_mul(2);
+
 /// Gives the node's certificate as it is now, at every connection.
 pub type TlsProvider = Arc<dyn Fn() -> Result<ClientTls, TlsError> + Send + Sync>;
 
@@ -256,9 +260,8 @@ impl Link {
             let pause = match after {
                 After::Nothing => return None,
                 After::Connection => return Some(Failure::Unreachable),
-                After::Soon => spread(),
-                // Not so soon that the server, which has just spoken to this node, does not listen.
-                After::Session => self.backoff.next(Failure::Refused).max(CALM * 2),
+                After::Soon => soon(),
+                After::Session => self.backoff.next(Failure::Refused).max(LISTENS),
             };
             if !self.pause(pause, &mut incoming).await {
                 return Some(Failure::Unreachable);
@@ -275,7 +278,7 @@ impl Link {
                 Err(_) => return true,
                 Ok(None) => return false,
                 Ok(Some((topic, payload))) if topic == self.topics.server() && payload == ONLINE => {
-                    until = until.min(Instant::now() + spread());
+                    until = until.min(Instant::now() + soon());
                 }
                 Ok(Some(_)) => {}
             }
@@ -357,6 +360,11 @@ impl Link {
 
 fn spread() -> Duration {
     Duration::from_millis(random() % SPREAD_MS)
+}
+
+/// Until the next session over the same connection: spread, but not before the server listens.
+fn soon() -> Duration {
+    LISTENS + spread()
 }
 
 /// Carries a session's messages to the connection.
