@@ -100,7 +100,8 @@ fn everything(
             ClientTls::new(ca.clone(), chain.clone(), key, clock.clone())
         };
         let (_to, addresses) = watch::channel(vec![SERVER.to_owned()]);
-        let config = NodeConfig { cluster, node: granted.name.clone(), addresses, keepalive: NodeConfig::KEEPALIVE };
+        let (node, keepalive) = (granted.name.clone(), NodeConfig::KEEPALIVE);
+        let config = NodeConfig { cluster, node, addresses, network: watch::channel(0).1, keepalive };
         let (mut end, _state, link) = mqtt::node(config, Arc::new(tls));
         tokio::spawn(link);
         let mut heard = String::new();
