@@ -74,10 +74,23 @@ fn a_deployment_spreads_over_a_fleet() {
         let pod = pod.lines().next().unwrap();
         assert_eq!(cluster.k(&format!("logs {pod}")), format!("I am {name}\n"));
         assert!(cluster.k(&format!("exec {pod} -- env")).contains(&format!("\nNODE={name}\n")));
+        let path = pod.replacen("pod/", "/api/v1/namespaces/default/pods/", 1);
+        assert_eq!(cluster.k(&format!("get --raw {path}:8080/proxy/index.html")), format!("{name}\n"));
         let status = agent.status();
         assert_eq!(status["pods"].as_array().unwrap().len(), 3, "{status}");
         assert!(status["link"]["connected"].is_u64(), "{status}");
     }
+
+    // A board tells of a node port that a program of its own has.
+    let mut host = agents[1].netns.command("busybox").args(["nc", "-l", "-p", "30066"]).spawn().unwrap();
+    cluster.apply(
+        "{apiVersion: v1, kind: Service, metadata: {name: taken}, spec: {type: NodePort, selector: {app: web}, \
+         ports: [{port: 80, targetPort: 8080, nodePort: 30066}]}}",
+    );
+    cluster
+        .until("describe svc taken", |t| t.contains("node \"pi-2\" cannot serve tcp 0.0.0.0:30066: another program"));
+    host.kill().unwrap();
+    host.wait().unwrap();
 
     // Pods of the two boards on the switch reach each other.
     let pod_of = |node: &str, what: &str| {

@@ -49,7 +49,7 @@ metadata: {name: goner}
 spec:
   nodeName: pi-1
   terminationGracePeriodSeconds: 1
-  containers: [{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'sleep 1000 # goner']}]
+  containers: [{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'trap exit TERM; while true; do sleep 0.1; done # goner']}]
 ";
 
 fn deployment(name: &str, replicas: u8) -> String {

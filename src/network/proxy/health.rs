@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Longest head of a request, bytes.
@@ -32,10 +32,13 @@ pub(super) struct Health {
     pub(super) endpoints: usize,
 }
 
+/// What became of a port: why it cannot be served, or `None` if it can again.
+pub(super) type News = (u16, Option<io::Error>);
+
 /// One server for each port. Dropping it closes them.
-#[derive(Default)]
 pub(super) struct HealthChecks {
     servers: BTreeMap<u16, Server>,
+    news: mpsc::UnboundedSender<News>,
 }
 
 struct Server {
@@ -50,6 +53,11 @@ impl Drop for Server {
 }
 
 impl HealthChecks {
+    /// No servers yet. Each tells once when it cannot listen, and when it can.
+    pub(super) fn new(news: mpsc::UnboundedSender<News>) -> Self {
+        Self { servers: BTreeMap::new(), news }
+    }
+
     /// Serves these ports and no others.
     pub(super) fn set(&mut self, wanted: BTreeMap<u16, Health>) {
         self.servers.retain(|port, _| wanted.contains_key(port));
@@ -58,7 +66,8 @@ impl HealthChecks {
                 Some(server) => drop(server.health.send_replace(health)),
                 None => {
                     let (sender, receiver) = watch::channel(health);
-                    let server = Server { health: sender, task: tokio::spawn(serve(port, receiver)) };
+                    let server =
+                        Server { health: sender, task: tokio::spawn(serve(port, receiver, self.news.clone())) };
                     self.servers.insert(port, server);
                 }
             }
@@ -66,33 +75,41 @@ impl HealthChecks {
     }
 }
 
-async fn serve(port: u16, health: watch::Receiver<Health>) {
+async fn serve(port: u16, health: watch::Receiver<Health>, news: mpsc::UnboundedSender<News>) {
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut connections = JoinSet::new();
+    let mut said = false;
     loop {
         let error = match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await {
-            Ok(listener) => loop {
-                // Never closed.
-                let Ok(place) = clients.clone().acquire_owned().await else { return };
-                tokio::select! {
-                    accepted = listener.accept() => match accepted {
-                        Ok((client, _)) => {
-                            let reply = reply(&health.borrow());
-                            connections.spawn(async move {
-                                // Who is too slow or leaves gets no answer.
-                                tokio::time::timeout(TIMEOUT, answer(client, &reply)).await.ok();
-                                drop(place);
-                            });
-                        }
-                        Err(error) => break error,
-                    },
-                    Some(_) = connections.join_next() => {}
+            Ok(listener) => {
+                if std::mem::take(&mut said) {
+                    news.send((port, None)).ok();
                 }
-            },
+                loop {
+                    // Never closed.
+                    let Ok(place) = clients.clone().acquire_owned().await else { return };
+                    tokio::select! {
+                        accepted = listener.accept() => match accepted {
+                            Ok((client, _)) => {
+                                let reply = reply(&health.borrow());
+                                connections.spawn(async move {
+                                    // Who is too slow or leaves gets no answer.
+                                    tokio::time::timeout(TIMEOUT, answer(client, &reply)).await.ok();
+                                    drop(place);
+                                });
+                            }
+                            Err(error) => break error,
+                        },
+                        Some(_) = connections.join_next() => {}
+                    }
+                }
+            }
             Err(error) => error,
         };
-        let service = health.borrow().clone();
-        tracing::warn!(service.namespace, service.name, port, %error, "the health check of the Service cannot be served");
+        if !std::mem::replace(&mut said, true) {
+            // Without anybody who listens the proxy has ended.
+            news.send((port, Some(error))).ok();
+        }
         tokio::time::sleep(AGAIN).await;
     }
 }
@@ -152,9 +169,14 @@ mod tests {
     async fn load_balancers_are_told() {
         let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = free.local_addr().unwrap().port();
-        drop(free);
         let health = |endpoints| Health { namespace: "shop".into(), name: "web".into(), endpoints };
-        let mut checks = HealthChecks::default();
+        let (sender, mut news) = mpsc::unbounded_channel();
+        let mut checks = HealthChecks::new(sender);
+        checks.set(BTreeMap::from([(port, health(2))]));
+        let (told, error) = news.recv().await.unwrap();
+        assert_eq!((told, error.unwrap().kind()), (port, io::ErrorKind::AddrInUse), "another has it");
+        drop(free);
+        checks.set(BTreeMap::new());
         checks.set(BTreeMap::from([(port, health(2))]));
         listening(port).await;
         let text = ask(port, "GET").await.unwrap();

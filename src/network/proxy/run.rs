@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::balancer::Around;
 use super::engine::{Engine, Report, Steer};
-use super::health::{Health, HealthChecks};
+use super::health::{Health, HealthChecks, News};
 use super::policy::local_ready;
 use super::table::Table;
 use super::{Config, Listen};
@@ -80,12 +80,13 @@ pub async fn run(
             None
         }
     };
-    let mut proxy = Proxy::new(config, engine, intake);
+    let (sender, health) = mpsc::unbounded_channel();
+    let mut proxy = Proxy::new(config, engine, intake, HealthChecks::new(sender));
     // An earlier process may have left it, and nobody may want it now.
     if let Err(error) = source::remove(&proxy.bridge) {
         tracing::debug!(%error, "nothing to remove");
     }
-    proxy.run(services, zone, reports, notify).await;
+    proxy.run(services, zone, reports, health, notify).await;
     Ok(())
 }
 
@@ -106,7 +107,7 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn new(config: Config, engine: Engine, intake: Option<Intake>) -> Self {
+    fn new(config: Config, engine: Engine, intake: Option<Intake>, health: HealthChecks) -> Self {
         let around = Arc::new(Around {
             cluster_cidr: config.cluster_cidr,
             node_address: config.node_address,
@@ -121,7 +122,7 @@ impl Proxy {
             intake,
             rules: BTreeSet::new(),
             keeps_source: None,
-            health: HealthChecks::default(),
+            health,
             failed: BTreeMap::new(),
             again: None,
         }
@@ -132,6 +133,7 @@ impl Proxy {
         services: Services,
         mut zone: watch::Receiver<Option<String>>,
         mut reports: mpsc::UnboundedReceiver<Report>,
+        mut health: mpsc::UnboundedReceiver<News>,
         notify: impl Fn(Notice) + Send,
     ) {
         self.table.set_zone(zone.borrow_and_update().clone());
@@ -143,6 +145,7 @@ impl Proxy {
                 change = changes.recv() => self.take(change, &services, &mut changes),
                 Ok(()) = zone.changed() => self.table.set_zone(zone.borrow_and_update().clone()),
                 Some(report) = reports.recv() => self.note(report).into_iter().for_each(&notify),
+                Some(news) = health.recv() => self.note_health(news).into_iter().for_each(&notify),
                 () = until(self.again) => self.retry(),
             }
         }
@@ -238,19 +241,34 @@ impl Proxy {
                 }
                 let (namespace, name) = (&service.namespace, &service.name);
                 tracing::warn!(namespace, service = name, %listen, %error, "the Service cannot be reached there; trying again");
-                let why = match error.kind() {
-                    io::ErrorKind::AddrInUse => "another program of the node has this port".to_owned(),
-                    _ => error.to_string(),
-                };
-                let message = format!("node {node:?} cannot serve {listen}: {why}");
+                let message = format!("node {node:?} cannot serve {listen}: {}", why(&error));
                 Some(Notice { service, listening: false, message })
             }
         }
     }
 
+    /// The same of a health check.
+    fn note_health(&mut self, (port, error): News) -> Option<Notice> {
+        let node = &self.config.node;
+        let service = self.table.health_checks().find(|(number, _)| *number == port)?.1.clone();
+        let message = match &error {
+            None => format!("node {node:?} serves the health check at port {port} now"),
+            Some(error) => format!("node {node:?} cannot serve the health check at port {port}: {}", why(error)),
+        };
+        tracing::warn!(namespace = service.namespace, service = service.name, "{message}");
+        Some(Notice { service, listening: error.is_none(), message })
+    }
+
     fn retry(&mut self) {
         self.again = None;
         self.failed.retain(|listen, _| self.table.retry(*listen));
+    }
+}
+
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "another program of the node has this port".to_owned(),
+        _ => error.to_string(),
     }
 }
 
