@@ -22,20 +22,28 @@ pub fn measure(window: Duration) {
     let how = "1 running pod, at rest for 40 s, logging debug lines; smaps_rollup";
     table::at_most("agent idle, PSS", "MB", 8.0, idle::pss(agent.pid()), how);
     table::plain("server's growth by its first agent, PSS", "MB", idle::pss(cluster.daemon_pid()) - before, how);
-    let from = traffic(&agent);
+    let before = [internet(&agent), interface(&agent)];
     std::thread::sleep(window);
-    let hourly = (traffic(&agent) - from) * 3600.0 / window.as_secs_f64() / 1e3;
-    let how = format!(
-        "both directions of its interface with Ethernet headers over {:.0} s, keepalive 60 s",
-        window.as_secs_f64()
-    );
-    table::at_most("traffic of an idle agent", "KB/h", 20.0, hourly, &how);
+    let grown = [internet(&agent) - before[0], interface(&agent) - before[1]];
+    let [internet, interface] = grown.map(|bytes| bytes * 3600.0 / window.as_secs_f64() / 1e3);
+    let how = |what| format!("{what}, both directions over {:.0} s, keepalive 60 s", window.as_secs_f64());
+    table::at_most("traffic of an idle agent", "KB/h", 20.0, internet, &how("IPv4 packets: what a data plan counts"));
+    let all = how("Ethernet frames: with ARP, and what the kernel itself says by IPv6");
+    table::plain("- on its own segment", "KB/h", interface, &all);
     agent.finish();
     cluster.finish();
 }
 
-/// Bytes the board sent and received.
-fn traffic(agent: &Agent) -> f64 {
+/// Bytes of IPv4 packets that the board sent and received.
+fn internet(agent: &Agent) -> f64 {
+    let lines = run(agent.netns.command("grep").args(["IpExt:", "/proc/net/netstat"]));
+    let (names, values) = lines.split_once('\n').unwrap();
+    let pairs = names.split_whitespace().zip(values.split_whitespace());
+    pairs.filter(|(name, _)| ["InOctets", "OutOctets"].contains(name)).map(|(_, n)| n.parse::<f64>().unwrap()).sum()
+}
+
+/// Bytes of all frames that the board sent and received.
+fn interface(agent: &Agent) -> f64 {
     let line = run(agent.netns.command("grep").args([leaks::UPLINK, "/proc/net/dev"]));
     let fields: Vec<f64> =
         line.split_once(':').unwrap().1.split_whitespace().map(|field| field.parse().unwrap()).collect();
