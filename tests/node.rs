@@ -175,10 +175,19 @@ impl Bench {
         &self.status()["containerStatuses"][n]
     }
 
-    fn log(&self, uid: &str, container: &str, attempt: u32) -> String {
-        let path = self.dir.path().join(format!("node/pods/{uid}/logs/{container}/{attempt}.log"));
-        let text = fs::read_to_string(path).unwrap_or_default();
-        text.lines().filter_map(|l| l.splitn(4, ' ').nth(3)).map(|l| format!("{l}\n")).collect()
+    /// The log of a pod's first container, as soon as it ends with something.
+    async fn log(&self, uid: &str, end: &str) -> String {
+        let path = self.dir.path().join(format!("node/pods/{uid}/logs/c/0.log"));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let log: String = text.lines().filter_map(|l| l.splitn(4, ' ').nth(3)).map(|l| format!("{l}\n")).collect();
+            if log.ends_with(end) {
+                return log;
+            }
+            assert!(Instant::now() < deadline, "the log does not end with {end:?}: {log:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 
@@ -238,9 +247,8 @@ fn a_pod_lives_and_dies() {
         bench.until("started", |b| b.events.iter().any(|e| e.starts_with("Started"))).await;
         wait_for(&bench.dir.path().join("node/pods/u-1/volumes/work/file"));
         let ip = bench.status()["podIP"].as_str().unwrap().to_owned();
-        let log = bench.log("u-1", "c", 0);
+        let log = bench.log("u-1", "\n400\n").await;
         assert!(log.starts_with(&format!("hello from p at {ip}\nhello\nsecret\nsearch ns.svc.cluster.local")), "{log}");
-        assert!(log.ends_with("\n400\n"), "{log}");
 
         // An update of the ConfigMap reaches the volume.
         let reference = Reference { resource: "configmaps".into(), namespace: "ns".into(), name: "c".into() };
@@ -280,7 +288,7 @@ fn a_new_daemon_leaves_containers_alone() {
         let mut bench = bench.restart().await;
         bench.until("ready again, without a server's word", ready).await;
         assert_eq!(*bench.state(0), first);
-        assert_eq!(bench.log("u-2", "c", 0), "one\n");
+        assert_eq!(bench.log("u-2", "one\n").await, "one\n");
         // A pod the server does not know is removed.
         bench.send(ToNode::Complete { pods: Vec::new(), services: Vec::new() }).await;
         while bench.dir.path().join("node/pods/u-2").exists() {
