@@ -41,7 +41,8 @@ impl Api {
     pub(super) async fn handle(self: Arc<Self>, user: Option<Arc<User>>, request: Request<Incoming>) -> Response<Body> {
         let plain = Style::plain(request.headers());
         let patience = if proxy::is_path(request.uri().path()) { Duration::MAX } else { REQUEST };
-        let answer = timeout(patience, self.answer(user, request)).await;
+        // Boxed: what carries the answer is as large as what makes it, and lives as long as a watch does.
+        let answer = timeout(patience, Box::pin(self.answer(user, request))).await;
         let answer = answer.unwrap_or_else(|_| {
             Err(Status::timeout("request did not complete within the allowed duration of 60 seconds"))
         });
