@@ -73,8 +73,9 @@ zig() {
     mkdir -p "$crate/src"
     printf '[package]\nname = "std-only"\nversion = "0.1.0"\nedition = "2021"\n[profile.release]\npanic = "abort"\n' >"$crate/Cargo.toml"
     : >"$crate/src/lib.rs"
-    (cd "$crate" && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$crate/target cargo build --release --target "$target" \
-      -Zbuild-std=std,panic_abort >&2)
+    # With bitcode, which link-time optimisation wants.
+    (cd "$crate" && RUSTC_BOOTSTRAP=1 RUSTFLAGS="$flags -C embed-bitcode=yes" CARGO_TARGET_DIR=$crate/target \
+      cargo build --release --target "$target" -Zbuild-std=std,panic_abort >&2)
     mkdir -p "$library/self-contained"
     cp "$crate/target/$target"/release/deps/*.rlib "$library/"
     rm -f "$library"/libstd_only-*
