@@ -46,6 +46,9 @@ pub(super) enum End {
     Packet(#[from] PacketError),
     #[error("refused {0}")]
     Refused(String),
+    /// Nobody's fault, and it comes again: a fleet that is switched on is no news, a thousand times.
+    #[error("too many are joining")]
+    Busy,
     #[error("{client}: {reason}")]
     Violation { client: String, reason: String },
     #[error("silent for longer than its keepalive")]
@@ -102,7 +105,7 @@ async fn introduce(shared: &Shared, tcp: TcpStream) -> Result<Admitted, End> {
         Err((_, reason)) => {
             // Closing properly gives the client time to read why.
             let _ = stream.shutdown().await;
-            return Err(End::Refused(reason));
+            return Err(if code == ConnectReturnCode::ServiceUnavailable { End::Busy } else { End::Refused(reason) });
         }
     };
     let asked = Duration::from_secs(connect.keep_alive.into());
