@@ -165,7 +165,8 @@ pub(super) async fn serve(clients: &Clients, admitted: Admitted) -> End {
         loop {
             let packet = timeout(keepalive * 3 / 2, reader.next(&mut from, MAX_PACKET));
             let packet = packet.await.map_err(|_| End::Expired)??;
-            if let Some(packet) = take(clients, &client, packet).await? {
+            // Boxed, as most of the time there is nothing to take.
+            if let Some(packet) = Box::pin(take(clients, &client, packet)).await? {
                 let bytes = encode(&packet).map_err(PacketError::Malformed)?;
                 answers.send(bytes).await.map_err(|_| End::Disconnected)?;
             }

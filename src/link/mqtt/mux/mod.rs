@@ -233,13 +233,13 @@ impl Mux {
                 }
                 permit = channels.carrier.reserve(), if !idle => {
                     let permit = permit.map_err(|_| End::Carrier)?;
-                    if let Some(message) = self.outbox.pop_front() {
+                    if let Some(message) = pop(&mut self.outbox) {
                         permit.send(message);
                     }
                 }
                 permit = channels.received.reserve(), if !self.inward.ready.is_empty() => {
                     let permit = permit.map_err(|_| End::Closed)?;
-                    if let Some((message, bytes)) = self.inward.ready.pop_front() {
+                    if let Some((message, bytes)) = pop(&mut self.inward.ready) {
                         self.inward.owed += bytes;
                         permit.send(message);
                     }
@@ -408,7 +408,7 @@ impl Mux {
                 }
                 self.chunk.store(self.pace.chunk(), Ordering::Relaxed);
                 while self.out.unconfirmed.front().is_some_and(|(last, _)| *last <= frames) {
-                    self.out.unconfirmed.pop_front();
+                    pop(&mut self.out.unconfirmed);
                 }
             }
         }
@@ -502,6 +502,15 @@ impl Inward {
         }
         Ok(())
     }
+}
+
+/// The first of a queue, which takes no memory once it is empty.
+fn pop<T>(queue: &mut VecDeque<T>) -> Option<T> {
+    let first = queue.pop_front();
+    if queue.is_empty() {
+        *queue = VecDeque::new();
+    }
+    first
 }
 
 /// A stream the application wants to open, if there is one now.
