@@ -124,3 +124,79 @@ impl AsyncWrite for TlsStream {
         Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio_rustls::{TlsConnector, client};
+
+    use super::*;
+    use crate::link::mqtt::tests::Authority;
+    use crate::link::mqtt::tls::ClientTls;
+
+    /// Both ends of a connection, as far as they came.
+    async fn pair(authority: &Authority, tls: &ClientTls) -> (client::TlsStream<TcpStream>, io::Result<TlsStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, config) = (listener.local_addr().unwrap(), authority.server_tls().broker);
+        let accepted =
+            tokio::spawn(async move { TlsStream::accept(listener.accept().await.unwrap().0, config).await });
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let connector = TlsConnector::from(tls.outer_config());
+        let client = connector.connect("umiak-server".try_into().unwrap(), tcp).await.unwrap();
+        (client, accepted.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn much_passes_both_ways_and_nothing_is_kept() {
+        const BYTES: usize = 3_000_000;
+        let authority = Authority::new();
+        let (client, server) = pair(&authority, &authority.node_tls("a")).await;
+        let server = server.unwrap();
+        assert!(server.certificate().is_some());
+        let (mut from_server, mut to_server) = tokio::io::split(client);
+        let (mut from_client, mut to_client) = tokio::io::split(server);
+        let (sent, mut up, mut down) = (vec![7; BYTES], vec![0; BYTES], vec![0; BYTES]);
+        let send = async |to: &mut (dyn AsyncWrite + Unpin)| {
+            to.write_all(&sent).await.unwrap();
+            to.flush().await.unwrap();
+        };
+        tokio::join!(
+            send(&mut to_server),
+            send(&mut to_client),
+            async { from_client.read_exact(&mut up).await.unwrap() },
+            async { from_server.read_exact(&mut down).await.unwrap() },
+        );
+        assert!(up == sent && down == sent);
+        let server = from_client.unsplit(to_client);
+        assert_eq!((server.plain.capacity(), server.out.capacity()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_refused_hears_why() {
+        let (authority, stranger) = (Authority::new(), Authority::new());
+        let tls = authority.trusting(stranger.client("system:node:a"));
+        let (mut client, server) = pair(&authority, &tls).await;
+        assert_eq!(server.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        let heard = client.read_u8().await.unwrap_err();
+        assert!(heard.to_string().contains("alert"), "{heard}");
+    }
+
+    #[tokio::test]
+    async fn a_farewell_is_told_from_an_end() {
+        let authority = Authority::new();
+        let tls = authority.node_tls("a");
+        let (mut client, server) = pair(&authority, &tls).await;
+        client.shutdown().await.unwrap();
+        let mut server = server.unwrap();
+        assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+        server.shutdown().await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+
+        let (client, server) = pair(&authority, &tls).await;
+        client.get_ref().0.set_zero_linger().unwrap();
+        drop(client);
+        assert!(server.unwrap().read(&mut [0]).await.is_err());
+    }
+}

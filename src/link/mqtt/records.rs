@@ -130,7 +130,7 @@ impl Records {
             // What is left to say is the alert. rustls must not be shown anything again.
             while self.state().wants_write() && self.step(None, &mut BytesMut::new(), out).is_ok() {}
         }
-        if self.closed || self.pending.is_empty() {
+        if self.closed || end.is_err() || self.pending.is_empty() {
             self.pending = BytesMut::new();
         }
         end
@@ -225,5 +225,127 @@ fn encrypt_room(error: EncryptError) -> Option<usize> {
     match error {
         EncryptError::InsufficientSize(room) => Some(room.required_size),
         EncryptError::EncryptExhausted => None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rustls::AlertDescription;
+
+    use super::super::tests::Authority;
+    use super::super::tls::server_name;
+    use super::*;
+
+    fn ends(authority: &Authority) -> (Records, Records) {
+        let client = Records::client(authority.node_tls("a").inner, server_name()).unwrap();
+        (client, Records::server(authority.server_tls().inner).unwrap())
+    }
+
+    /// Passes everything on in pieces, until nobody has more to say; what each end heard, or why it failed.
+    fn talk(ends: [&mut Records; 2], outs: [&mut BytesMut; 2], piece: usize) -> [Result<BytesMut, Error>; 2] {
+        let [client, server] = ends;
+        let [mut up, mut down] = outs.map(std::mem::take);
+        let [mut at_client, mut at_server] = [Ok(BytesMut::new()), Ok(BytesMut::new())];
+        let pass = |bytes: BytesMut, to: &mut Records, heard: &mut Result<BytesMut, Error>, out: &mut BytesMut| {
+            for piece in bytes.chunks(piece) {
+                if let Ok(plain) = heard
+                    && let Err(error) = to.read(piece, plain, out)
+                {
+                    *heard = Err(error);
+                }
+            }
+        };
+        if client.failed.is_none() {
+            client.write(&[], &mut up).unwrap();
+        }
+        while !up.is_empty() || !down.is_empty() {
+            pass(std::mem::take(&mut up), server, &mut at_server, &mut down);
+            pass(std::mem::take(&mut down), client, &mut at_client, &mut up);
+        }
+        [at_client, at_server]
+    }
+
+    fn established(authority: &Authority, piece: usize) -> (Records, Records) {
+        let (mut client, mut server) = ends(authority);
+        let heard = talk([&mut client, &mut server], [&mut BytesMut::new(), &mut BytesMut::new()], piece);
+        assert!(heard.iter().all(Result::is_ok) && client.established() && server.established());
+        (client, server)
+    }
+
+    #[test]
+    fn bytes_come_in_whatever_pieces() {
+        let authority = Authority::new();
+        for piece in [1, 7, 1000, usize::MAX] {
+            let (mut client, mut server) = established(&authority, piece);
+            assert!(client.certificate().is_some() && server.certificate().is_some());
+            let [mut up, mut down] = [BytesMut::new(), BytesMut::new()];
+            let (question, answer) = (vec![1; 100_000], vec![2; 3]);
+            client.write(&question, &mut up).unwrap();
+            server.write(&answer, &mut down).unwrap();
+            server.write(&answer, &mut down).unwrap();
+            let [at_client, at_server] = talk([&mut client, &mut server], [&mut up, &mut down], piece);
+            assert_eq!((at_server.unwrap(), at_client.unwrap()), (question[..].into(), [2; 6][..].into()), "{piece}");
+            assert_eq!((client.pending.capacity(), server.pending.capacity()), (0, 0), "it holds memory at rest");
+        }
+    }
+
+    #[test]
+    fn a_session_that_failed_says_so_and_does_not_go_on() {
+        let (mut client, mut server) = established(&Authority::new(), usize::MAX);
+        let [mut first, mut second, mut plain, mut alert] = <[BytesMut; 4]>::default();
+        client.write(b"first", &mut first).unwrap();
+        client.write(b"second", &mut second).unwrap();
+        first[7] ^= 1;
+        let error = server.read(&first, &mut plain, &mut alert).unwrap_err();
+        assert_eq!(error, Error::DecryptError);
+        let heard = client.read(&alert, &mut plain, &mut BytesMut::new());
+        assert_eq!(heard, Err(Error::AlertReceived(AlertDescription::BadRecordMac)));
+        alert.clear();
+        assert_eq!(server.read(&second, &mut plain, &mut alert), Err(error.clone()));
+        assert_eq!(server.write(b"more", &mut alert), Err(error));
+        assert!(plain.is_empty() && alert.is_empty());
+    }
+
+    #[test]
+    fn a_stranger_is_told_that_he_is_one() {
+        let (authority, stranger) = (Authority::new(), Authority::new());
+        let tls = authority.trusting(stranger.client("system:node:a"));
+        let mut client = Records::client(tls.inner, server_name()).unwrap();
+        let mut server = Records::server(authority.server_tls().inner).unwrap();
+        let [at_client, at_server] =
+            talk([&mut client, &mut server], [&mut BytesMut::new(), &mut BytesMut::new()], usize::MAX);
+        assert!(matches!(at_client, Err(Error::AlertReceived(_))), "{at_client:?}");
+        assert!(matches!(at_server, Err(Error::InvalidCertificate(_))), "{at_server:?}");
+        assert!(!server.established());
+    }
+
+    #[test]
+    fn nothing_is_said_too_early_or_heard_too_late() {
+        let (mut client, mut server) = ends(&Authority::new());
+        assert_eq!(client.write(b"secret", &mut BytesMut::new()), Err(Error::HandshakeNotComplete));
+        assert_eq!(server.write(b"secret", &mut BytesMut::new()), Err(Error::HandshakeNotComplete));
+        let (mut client, mut server) = established(&Authority::new(), usize::MAX);
+        let [mut out, mut plain] = <[BytesMut; 2]>::default();
+        client.write(b"last", &mut out).unwrap();
+        client.close(&mut out).unwrap();
+        out.extend_from_slice(b"whatever");
+        server.read(&out, &mut plain, &mut BytesMut::new()).unwrap();
+        server.read(&out, &mut plain, &mut BytesMut::new()).unwrap();
+        assert!(server.is_closed() && &plain[..] == b"last" && server.pending.is_empty());
+    }
+
+    #[test]
+    fn a_handshake_message_without_end_is_refused() {
+        let (_, mut server) = ends(&Authority::new());
+        let record = |byte: u8| [22, 3, 3, 0, 1, byte];
+        // A ClientHello of 60,000 bytes, one byte a record.
+        let mut begun = [1, 0, 0xea, 0x60].map(record).concat();
+        let mut sent = 0;
+        while server.read(&begun, &mut BytesMut::new(), &mut BytesMut::new()).is_ok() {
+            sent += begun.len();
+            begun = record(0).repeat(1000);
+        }
+        assert!(sent <= MAX_PENDING && server.pending.is_empty(), "{sent}");
     }
 }
