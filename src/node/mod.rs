@@ -25,6 +25,7 @@ mod service_env;
 mod services;
 mod status;
 mod streams;
+mod usage;
 mod view;
 mod volumes;
 mod worker;
@@ -59,6 +60,7 @@ use engine::{Real, blocking};
 use info::{Identity, Machine};
 use outbox::Outbox;
 use services::{ServiceView, Site};
+use usage::Meter;
 use worker::{Left, Sandboxes, Shared};
 
 /// Streams into pods at a time; more wait.
@@ -152,6 +154,7 @@ pub async fn run(
     let uplink = outbox.run(link.tx.clone());
     tokio::pin!(uplink);
     let mut streams = JoinSet::new();
+    let meter = Arc::new(Meter::new(sandboxes.clone()));
     let mut pressure = machine.pressure();
     let mut measure = tokio::time::interval(MEASURE);
     measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -181,7 +184,7 @@ pub async fn run(
             }
             () = agent.reap() => {}
             Some(open) = link.streams.recv(), if streams.len() < MAX_STREAMS => {
-                streams.spawn(streams::serve(place(&agent, &sandboxes, &open.request), open));
+                streams.spawn(streams::serve(place(&agent, &sandboxes, &open.request), meter.clone(), open));
             }
             Some(_) = streams.join_next() => {}
             names = watcher.next() => match names {
@@ -232,10 +235,7 @@ fn place(
     sandboxes: &Sandboxes<crate::runtime::Sandbox>,
     request: &StreamRequest,
 ) -> Option<streams::Place> {
-    let (StreamRequest::Logs { pod: uid, .. }
-    | StreamRequest::Exec { pod: uid, .. }
-    | StreamRequest::Attach { pod: uid, .. }
-    | StreamRequest::PortForward { pod: uid, .. }) = request;
+    let uid = request.pod()?;
     let (dir, pod) = agent.pod(uid)?;
     let sandbox = sandboxes.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned();
     Some(streams::Place { pod: pod.name().to_owned(), dir, sandbox })
