@@ -32,12 +32,7 @@ enum End {
 }
 
 /// Tells the node all it should have, whenever it is `asked` to, and every change after that. Ends with the carrier.
-pub(super) async fn keep(
-    fleet: &Fleet,
-    node: &str,
-    asked: &Notify,
-    to_node: channel::Sender<Envelope<ToNode>>,
-) {
+pub(super) async fn keep(fleet: &Fleet, node: &str, asked: &Notify, to_node: channel::Sender<Envelope<ToNode>>) {
     asked.notified().await;
     // From before anything is looked up: a change may be told twice but none is missed.
     let changes = fleet.changes.subscribe(node);

@@ -140,8 +140,7 @@ mod tests {
     async fn pair(authority: &Authority, tls: &ClientTls) -> (client::TlsStream<TcpStream>, io::Result<TlsStream>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, config) = (listener.local_addr().unwrap(), authority.server_tls().broker);
-        let accepted =
-            tokio::spawn(async move { TlsStream::accept(listener.accept().await.unwrap().0, config).await });
+        let accepted = tokio::spawn(async move { TlsStream::accept(listener.accept().await.unwrap().0, config).await });
         let tcp = TcpStream::connect(address).await.unwrap();
         let connector = TlsConnector::from(tls.outer_config());
         let client = connector.connect("umiak-server".try_into().unwrap(), tcp).await.unwrap();
