@@ -170,8 +170,10 @@ impl<T> Receiver<T> {
             match self.try_recv() {
                 Ok(message) => return Some(message),
                 Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) => self.0.filled.notified().await,
+                Err(TryRecvError::Empty) => {}
             }
+            // Here, where no room for a message is kept in the future.
+            self.0.filled.notified().await;
         }
     }
 

@@ -125,12 +125,13 @@ async fn take(mut incoming: tokio::sync::mpsc::Receiver<Incoming>, sessions: &Se
 }
 
 async fn look_after(members: Arc<Members>, sessions: Sessions, accepted: Accepted) {
-    let node = accepted.node;
-    let key = Subject::of(&accepted.certificate).map(|subject| subject.key);
+    let Accepted { node, certificate, end } = accepted;
+    let key = Subject::of(&certificate).map(|subject| subject.key);
+    drop(certificate);
     let admitted = || key.as_ref().and_then(|key| members.admit(&node, key).ok());
     if let Some(member) = admitted() {
         tracing::info!(node, "the node is connected");
-        members.serve(member, accepted.end).await;
+        members.serve(&member, end).await;
         tracing::info!(node, "the node's session is over");
     }
     if admitted().is_none() {

@@ -331,10 +331,11 @@ async fn talk(
     session: SessionId,
     messages: channel::Receiver<Bytes>,
 ) -> Result<std::convert::Infallible, End> {
+    // Boxed here is what is not to lie in every session for the rest of its life.
     let (carrier, mut to_carry) = channel::channel::<Bytes>(1);
     let carry = async {
         while let Some(message) = to_carry.recv().await {
-            if shared.bus.to_node(node, SESSION, message).await.is_err() {
+            if Box::pin(shared.bus.to_node(node, SESSION, message)).await.is_err() {
                 break;
             }
         }
@@ -352,13 +353,17 @@ async fn talk(
         // What nodes say is short.
         let held = &mut BytesMut::new();
         let mut ends = Ends { messages, carrier, to_send: sends, received, longest: TO_SERVER, held, started, role };
-        let mut seal = Seal::server(session, shared.tls.inner.clone())?;
-        let plain = timeout(HANDSHAKE, mux::handshake(&mut seal, &mut ends)).await.map_err(|_| End::Silent)??;
-        let certificate = seal.certificate().ok_or_else(|| End::Protocol("no certificate".into()))?;
-        prove(shared, node, session, &certificate).await?;
-        let accepted = Accepted { node: node.to_owned(), certificate, end: accepted };
-        shared.incoming.send(Incoming::Node(accepted)).await.map_err(|_| End::Closed)?;
-        tracing::info!(node, "the node is connected");
+        let begin = async {
+            let mut seal = Seal::server(session, shared.tls.inner.clone())?;
+            let plain = timeout(HANDSHAKE, mux::handshake(&mut seal, &mut ends)).await.map_err(|_| End::Silent)??;
+            let certificate = seal.certificate().ok_or_else(|| End::Protocol("no certificate".into()))?;
+            prove(shared, node, session, &certificate).await?;
+            let accepted = Accepted { node: node.to_owned(), certificate, end: accepted };
+            shared.incoming.send(Incoming::Node(accepted)).await.map_err(|_| End::Closed)?;
+            tracing::info!(node, "the node is connected");
+            Ok::<_, End>((seal, plain))
+        };
+        let (seal, plain) = Box::pin(begin).await?;
         Ok::<_, End>(Box::pin(mux::run(seal, plain, ends)).await.0)
     };
     let version = async { version.await.ok() };

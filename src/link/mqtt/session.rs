@@ -44,7 +44,7 @@ pub(super) async fn listen<T: DeserializeOwned>(
 ) {
     let Some(version) = version.await else { return std::future::pending().await };
     let mut seq = 0;
-    loop {
+    while let Ok(permit) = to.reserve().await {
         let bytes = tokio::select! {
             bytes = from.recv() => bytes,
             () = to.closed() => return,
@@ -53,9 +53,7 @@ pub(super) async fn listen<T: DeserializeOwned>(
         match decode(&bytes, limit) {
             Ok(body) => {
                 seq += 1;
-                if to.send(Envelope { version, epoch, seq, body }).await.is_err() {
-                    return;
-                }
+                permit.send(Envelope { version, epoch, seq, body });
             }
             Err(error) => tracing::warn!(%error, version, "ignoring a message that cannot be understood"),
         }
