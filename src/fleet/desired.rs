@@ -93,6 +93,7 @@ impl Teller<'_> {
 
     async fn try_tell(&mut self, asked: &mut watch::Receiver<u64>) -> Result<std::convert::Infallible, End> {
         let mut feed = Feed::of(&self.fleet.cluster, self.node);
+        self.send(ToNode::Welcome).await?;
         Box::pin(self.tell_pods()).await?;
         let mut complete = false;
         loop {

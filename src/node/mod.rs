@@ -48,7 +48,6 @@ use crate::config::ProxyBalance;
 use crate::image::ImageStore;
 use crate::inotify::{self, Watcher};
 use crate::link::NodeEnd;
-use crate::link::message::ToNode;
 use crate::link::stream::StreamRequest;
 use crate::network::overlay::Vxlan;
 use crate::network::{Network, host_address};
@@ -160,10 +159,7 @@ pub async fn run(
             () = &mut uplink => return Ok(()),
             message = link.rx.recv() => match message {
                 Some(message) => {
-                    let all = matches!(message.body, ToNode::Complete { .. });
-                    agent.take(message).await;
-                    if all {
-                        // The server may have lost what it was told of the node, as of its pods.
+                    if agent.take(message).await {
                         pressure = report(&config, &outbox, &images, &network).await;
                     }
                 }

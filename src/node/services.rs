@@ -206,7 +206,7 @@ impl ServiceView {
                 self.services.retain(&services);
                 replace(&self.known, true);
             }
-            ToNode::Pod(_) | ToNode::Object(_) | ToNode::Remove { .. } => {}
+            ToNode::Welcome | ToNode::Pod(_) | ToNode::Object(_) | ToNode::Remove { .. } => {}
         }
     }
 
