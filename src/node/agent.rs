@@ -130,6 +130,7 @@ impl<E: Engine> Agent<E> {
             }
         };
         if let Some(uid) = self.names.remove(&ended) {
+            self.shared.services.own_pod_gone(&uid);
             self.entries.remove(&uid);
         }
     }

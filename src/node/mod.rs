@@ -22,6 +22,7 @@ mod pod;
 mod probes;
 mod resources;
 mod service_env;
+mod service_view;
 mod services;
 mod status;
 mod streams;
@@ -57,7 +58,8 @@ use disk::Pods;
 use engine::{Real, blocking};
 use info::{Identity, Machine};
 use outbox::Outbox;
-use services::{ServiceView, Site};
+use service_view::ServiceView;
+use services::Site;
 use worker::{Left, Sandboxes, Shared};
 
 /// Streams into pods at a time; more wait.
