@@ -16,6 +16,7 @@ if [[ ${1:-} == tests ]]; then
   command -v nft >/dev/null || missing+=(nftables)
   command -v sysctl >/dev/null || missing+=(procps)
   [[ -x /usr/sbin/mosquitto ]] || missing+=(mosquitto)
+  [[ -e /usr/lib/$(gcc -print-multiarch 2>/dev/null)/faketime/libfaketimeMT.so.1 ]] || missing+=(libfaketime)
 fi
 ((${#missing[@]})) || exit 0
 if ! command -v apt-get >/dev/null || [[ $(id -u) != 0 ]]; then

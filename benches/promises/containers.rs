@@ -98,6 +98,7 @@ const SCRIPT: [&str; 3] = ["sh", "-c", "echo >/h/fifo"];
 
 struct Umiak {
     tokio: tokio::runtime::Runtime,
+    runtime: Runtime,
     sandbox: umiak::runtime::Sandbox,
     config: ContainerConfig,
 }
@@ -110,10 +111,11 @@ impl Umiak {
             cgroup_root: format!("/umiak-bench-{}", std::process::id()),
             exe: common::binary(),
         };
-        let sandbox = tokio.block_on(async {
+        let (runtime, sandbox) = tokio.block_on(async {
             let runtime = Runtime::new(config).unwrap();
             let pod = SandboxConfig { uid: "bench".into(), hostname: "bench".into(), ..SandboxConfig::default() };
-            runtime.create_sandbox(&pod).await.unwrap()
+            let sandbox = runtime.create_sandbox(&pod).await.unwrap();
+            (runtime, sandbox)
         });
         let config = ContainerConfig {
             name: "c".into(),
@@ -122,7 +124,7 @@ impl Umiak {
             mounts: vec![Mount::bind(host, "/h")],
             ..ContainerConfig::default()
         };
-        Self { tokio, sandbox, config }
+        Self { tokio, runtime, sandbox, config }
     }
 
     fn start(&self, attempt: u32, host: &Path) -> f64 {
@@ -143,7 +145,7 @@ impl Umiak {
     }
 
     fn end(self) {
-        self.tokio.block_on(self.sandbox.destroy()).unwrap();
+        self.tokio.block_on(self.runtime.destroy()).unwrap();
     }
 }
 

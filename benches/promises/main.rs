@@ -24,6 +24,9 @@ use std::time::Duration;
 
 use common::{Cluster, images};
 
+/// A fleet at rest repeats itself every minute, its keepalive.
+const FLEET_WINDOW: Duration = Duration::from_secs(300);
+
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if words.iter().any(|word| word == "--list" || word == "--test") {
@@ -63,10 +66,10 @@ fn main() {
         with_cluster(|cluster| dns::measure(cluster));
     }
     if wanted("agent") {
-        agent::measure(window());
+        agent::measure(window().min(FLEET_WINDOW));
     }
     if wanted("fleet") {
-        fleet::measure(window());
+        fleet::measure(window().min(FLEET_WINDOW));
     }
     if wanted("containers") {
         containers::measure();

@@ -1,7 +1,6 @@
 //! Discovery: which groups, versions and resources are served.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use http::header::{ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderValue, Response};
@@ -13,7 +12,7 @@ use crate::kinds::table::KindTable;
 use crate::kinds::{Kind, Subresource};
 
 use super::reply::{Body, Style, accepts, typed};
-use super::reviews;
+use super::{metrics, reviews};
 
 /// The verbs of every stored resource.
 pub(super) const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
@@ -77,7 +76,7 @@ pub(super) fn answer(
     }
 }
 
-/// Everything served: the kind table and the reviews, in the order of the table.
+/// Everything served: the kind table, what is measured, and the reviews, in the order of the table.
 fn served(kinds: &KindTable) -> Vec<GroupVersion> {
     let mut all: Vec<GroupVersion> = Vec::new();
     let mut add = |group: &str, version: &str, resources: Vec<Resource>| match all
@@ -88,7 +87,10 @@ fn served(kinds: &KindTable) -> Vec<GroupVersion> {
         None => all.push(GroupVersion { group: group.into(), version: version.into(), resources }),
     };
     for kind in kinds.all() {
-        add(&kind.group, &kind.version, of_kind(&kind));
+        add(&kind.group, &kind.version, of_kind(&kind, &VERBS));
+    }
+    for kind in metrics::kinds() {
+        add(&kind.group, &kind.version, of_kind(kind, &["get", "list"]));
     }
     for review in reviews::ALL {
         let resource = Resource {
@@ -106,7 +108,7 @@ fn served(kinds: &KindTable) -> Vec<GroupVersion> {
 }
 
 /// A kind's resource and its subresources.
-fn of_kind(kind: &Arc<Kind>) -> Vec<Resource> {
+fn of_kind(kind: &Kind, verbs: &[&'static str]) -> Vec<Resource> {
     let own = || (String::new(), String::new(), kind.kind.to_string());
     let strings = |list: &[std::borrow::Cow<'static, str>]| list.iter().map(ToString::to_string).collect();
     let mut resources = vec![Resource {
@@ -114,7 +116,7 @@ fn of_kind(kind: &Arc<Kind>) -> Vec<Resource> {
         singular: kind.singular.to_string(),
         namespaced: kind.namespaced,
         kind: own(),
-        verbs: VERBS.to_vec(),
+        verbs: verbs.to_vec(),
         short_names: strings(&kind.short_names),
         categories: strings(&kind.categories),
     }];

@@ -10,6 +10,7 @@ mod health;
 mod identity;
 mod limits;
 mod listen;
+mod metrics;
 mod openapi;
 mod pods;
 mod proxy;

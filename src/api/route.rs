@@ -8,6 +8,7 @@ use crate::kinds::status::Status;
 use crate::kinds::table::KindTable;
 use crate::kinds::{Kind, Subresource};
 
+use super::metrics;
 use super::query::{Query, decode};
 
 /// A resource named by a path.
@@ -125,7 +126,8 @@ pub(super) fn resolve(
     query: &Query,
 ) -> Result<(Target, Verb), Status> {
     let Parts { group, version, plural, ns, name, sub, rest } = parts;
-    let kind = kinds.by_plural(&group, &version, &plural).ok_or_else(Status::no_such_path)?;
+    let kind = kinds.by_plural(&group, &version, &plural).or_else(|| metrics::kind(&group, &version, &plural));
+    let kind = kind.ok_or_else(Status::no_such_path)?;
     let sub = match sub.as_str() {
         "" => None,
         text => Some(*kind.subresources.iter().find(|s| s.name() == text).ok_or_else(Status::no_such_path)?),

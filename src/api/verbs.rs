@@ -13,7 +13,7 @@ use super::body;
 use super::reply::{self, Body};
 use super::request::{Call, dry_run};
 use super::route::Verb;
-use super::{pods, proxy, subresource, watch};
+use super::{metrics, pods, proxy, subresource, watch};
 
 /// Kinds whose delete is answered with the last state of the object; others answer `Success`.
 const DELETE_RETURNS_OBJECT: [&str; 6] =
@@ -27,6 +27,9 @@ impl Call {
         }
         if proxy::is_proxy(&self.target) {
             return proxy::answer(self, body).await;
+        }
+        if metrics::is_measured(&self.target) {
+            return metrics::answer(self, verb).await;
         }
         match verb {
             Verb::Get => self.get(),

@@ -55,6 +55,19 @@ struct Record {
     uid: String,
 }
 
+/// The range of a Node's pods, without the rest of it.
+#[derive(Deserialize)]
+struct Ranged {
+    #[serde(default)]
+    spec: RangedSpec,
+}
+
+#[derive(Default, Deserialize)]
+struct RangedSpec {
+    #[serde(default, rename = "podCIDR")]
+    pod_cidr: String,
+}
+
 impl Members {
     /// The members of a fleet whose certificates a CA signs.
     pub fn new(fleet: Arc<Fleet>, ca: Arc<Ca>, cluster: Cluster) -> Arc<Self> {
@@ -226,13 +239,12 @@ impl Members {
 
     /// The range of a node's pods: the one it has, or a free one.
     fn range(&self, node: Option<&Object>, wanted: Option<Cidr>) -> Result<Cidr, Status> {
-        let of = |node: &Object| meta::str_at(node, "/spec/podCIDR").parse::<Cidr>().ok();
-        if let Some(range) = node.and_then(of) {
+        if let Some(Ok(range)) = node.map(|node| meta::str_at(node, "/spec/podCIDR").parse()) {
             return Ok(range);
         }
         let nodes = self.fleet.registry.list(&self.fleet.kinds.nodes, &ListOptions::default())?;
-        let taken: Vec<Cidr> =
-            nodes.items.iter().map(|raw| raw.object()).collect::<Result<Vec<_>, _>>()?.iter().filter_map(of).collect();
+        let ranges = nodes.items.iter().map(|node| node.parse::<Ranged>().map(|node| node.spec.pod_cidr.parse().ok()));
+        let taken: Vec<Cidr> = ranges.filter_map(Result::transpose).collect::<Result<_, _>>()?;
         let full = || Status::unavailable(format!("cluster-cidr {} has no /24 left", self.cluster.cluster_cidr));
         addresses::next(self.cluster.cluster_cidr, &taken, wanted).ok_or_else(full)
     }

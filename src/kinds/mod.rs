@@ -17,6 +17,7 @@ pub mod hash;
 pub mod lease;
 pub mod meta;
 pub mod metadata;
+pub mod metrics;
 pub mod names;
 pub mod namespace;
 pub mod node;

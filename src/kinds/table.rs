@@ -178,7 +178,7 @@ fn rows() -> Vec<Kind> {
 
 /// How rows are written: a namespaced kind without subresources, short names or categories, and what differs.
 impl Kind {
-    fn new(
+    pub(super) fn new(
         (group, version): (&'static str, &'static str),
         kind: &'static str,
         plural: &'static str,
@@ -209,7 +209,7 @@ impl Kind {
         self
     }
 
-    fn cluster(mut self) -> Self {
+    pub(super) fn cluster(mut self) -> Self {
         self.namespaced = false;
         self
     }

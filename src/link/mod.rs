@@ -10,6 +10,7 @@ pub mod membership;
 pub mod message;
 pub mod mqtt;
 pub mod stream;
+pub mod usage;
 
 use message::{Envelope, ToNode, ToServer};
 use stream::{Stream, StreamRequest};

@@ -1,4 +1,4 @@
-//! Byte streams between the API and a pod: logs, exec, attach, port-forward.
+//! Byte streams between the API and a node: logs, exec, attach, port-forward of its pods, and what they use.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,21 @@ pub enum StreamRequest {
         /// TCP port.
         port: u16,
     },
+    /// What the node and its pods use: a [`Usage`](super::usage::Usage).
+    Usage,
+}
+
+impl StreamRequest {
+    /// UID of the pod it is for, if it is for one.
+    pub fn pod(&self) -> Option<&str> {
+        match self {
+            Self::Logs { pod, .. }
+            | Self::Exec { pod, .. }
+            | Self::Attach { pod, .. }
+            | Self::PortForward { pod, .. } => Some(pod),
+            Self::Usage => None,
+        }
+    }
 }
 
 /// Which of the standard streams are connected.

@@ -26,6 +26,7 @@ mod service_view;
 mod services;
 mod status;
 mod streams;
+mod usage;
 mod view;
 mod volumes;
 mod worker;
@@ -60,6 +61,7 @@ use info::{Identity, Machine};
 use outbox::Outbox;
 use service_view::ServiceView;
 use services::Site;
+use usage::Meter;
 use worker::{Left, Sandboxes, Shared};
 
 /// Streams into pods at a time; more wait.
@@ -153,6 +155,7 @@ pub async fn run(
     let uplink = outbox.run(link.tx.clone());
     tokio::pin!(uplink);
     let mut streams = JoinSet::new();
+    let meter = Arc::new(Meter::new(sandboxes.clone()));
     let mut pressure = machine.pressure();
     let mut measure = tokio::time::interval(MEASURE);
     measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -179,7 +182,7 @@ pub async fn run(
             }
             () = agent.reap() => {}
             Some(open) = link.streams.recv(), if streams.len() < MAX_STREAMS => {
-                streams.spawn(streams::serve(place(&agent, &sandboxes, &open.request), open));
+                streams.spawn(streams::serve(place(&agent, &sandboxes, &open.request), meter.clone(), open));
             }
             Some(_) = streams.join_next() => {}
             names = watcher.next() => match names {
@@ -230,10 +233,7 @@ fn place(
     sandboxes: &Sandboxes<crate::runtime::Sandbox>,
     request: &StreamRequest,
 ) -> Option<streams::Place> {
-    let (StreamRequest::Logs { pod: uid, .. }
-    | StreamRequest::Exec { pod: uid, .. }
-    | StreamRequest::Attach { pod: uid, .. }
-    | StreamRequest::PortForward { pod: uid, .. }) = request;
+    let uid = request.pod()?;
     let (dir, pod) = agent.pod(uid)?;
     let sandbox = sandboxes.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned();
     Some(streams::Place { pod: pod.name().to_owned(), dir, sandbox })

@@ -1,8 +1,9 @@
-//! Streams into pods: logs, exec, attach, port-forward.
+//! Streams into pods: logs, exec, attach, port-forward; and what they use.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::disk::PodDir;
 use super::fd::Fd;
 use super::logs;
+use super::usage::Meter;
 use crate::kinds::status::Status;
 use crate::link::Open;
 use crate::link::stream::{Channel, Frame, MAX_FRAME, Stream, StreamRequest, Streams as Wanted};
@@ -40,11 +42,12 @@ pub(super) struct Place {
 }
 
 /// Serves one stream to its end.
-pub(super) async fn serve(place: Option<Place>, open: Open) {
+pub(super) async fn serve(place: Option<Place>, meter: Arc<Meter>, open: Open) {
     let Open { request, stream: Stream { tx, rx } } = open;
-    let result = match place {
-        None => Err(Status::new(404, "NotFound", "the pod is not on this node")),
-        Some(place) => place.serve(request, &tx, rx).await,
+    let result = match (place, request) {
+        (_, StreamRequest::Usage) => meter.serve(&tx).await.map(|()| 0),
+        (None, _) => Err(Status::new(404, "NotFound", "the pod is not on this node")),
+        (Some(place), request) => place.serve(request, &tx, rx).await,
     };
     let document = match result {
         Ok(0) => json!({"metadata": {}, "status": "Success"}),
@@ -109,6 +112,7 @@ impl Place {
                 let sandbox = self.sandbox.ok_or_else(|| Status::bad_request("the pod is not running"))?;
                 forward(sandbox.netns(), port, tx, rx).await.map(|()| 0)
             }
+            StreamRequest::Usage => Err(Status::bad_request("the usage of a pod is part of its node's")),
         }
     }
 

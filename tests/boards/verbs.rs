@@ -91,6 +91,15 @@ fn talks(cluster: &Cluster, node: &str) {
     assert!(shown.contains("a terminal"), "{shown}");
 }
 
+fn measures(cluster: &Cluster, node: &str) {
+    let containers = cluster.k(&format!("top pod on-{node} --containers --no-headers"));
+    let mut named: Vec<&str> = containers.lines().filter_map(|l| l.split_whitespace().nth(1)).collect();
+    named.sort_unstable();
+    assert_eq!(named, ["echo", "web"], "{containers}");
+    let top = cluster.k(&format!("top node {node} --no-headers"));
+    assert!(top.starts_with(node) && top.contains('%'), "{top}");
+}
+
 fn carries(cluster: &Cluster, node: &str) {
     let name = format!("on-{node}");
     let dir = tempfile::tempdir().unwrap();
@@ -129,7 +138,7 @@ fn every_verb_works_on_every_board() {
     std::thread::scope(|scope| {
         for agent in &fleet.agents {
             scope.spawn(|| {
-                for verbs in [looks, talks, carries, ends] {
+                for verbs in [looks, talks, measures, carries, ends] {
                     verbs(cluster, &agent.name);
                 }
                 agent.until_no_process("while read word");

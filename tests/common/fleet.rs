@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::bad_link::{BadLink, Conditions};
-use super::{Cluster, Netns, PATIENCE, await_ready, binary, images, launch, leaks, run, tail, text};
+use super::{Clock, Cluster, Netns, PATIENCE, await_ready, binary, images, launch, leaks, run, tail, text};
 
 /// A switch; everything on it has an address in 192.168.77.0/24.
 pub struct Lan {
@@ -124,6 +124,8 @@ pub struct Agent {
     pub address: String,
     /// How long becoming ready may take.
     pub patience: Duration,
+    /// What the daemon takes for the time.
+    pub clock: Clock,
 }
 
 impl Agent {
@@ -162,6 +164,7 @@ impl Agent {
             link: None,
             address,
             patience: PATIENCE,
+            clock: Clock::default(),
         }
     }
 
@@ -199,7 +202,7 @@ impl Agent {
         let mut all = vec!["agent", "--log", "info,umiak=debug", "--node-name", &name, "--data-dir", &data_dir];
         all.extend(args);
         self.starts += 1;
-        let (child, ready) = launch(&self.netns, self.dir.path(), self.starts, &all);
+        let (child, ready) = launch(&self.netns, self.dir.path(), self.starts, self.clock, &all);
         self.daemon = Some(child);
         ready.set_read_timeout(Some(self.patience)).unwrap();
         let got = await_ready(&ready);

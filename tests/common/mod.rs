@@ -84,6 +84,8 @@ pub struct Cluster {
     pub log_filter: &'static str,
     /// More options of the daemon.
     pub server_args: Vec<&'static str>,
+    /// What the daemon takes for the time, if not what it is: see [`Clock`].
+    pub clock: Clock,
 }
 
 impl Cluster {
@@ -107,6 +109,7 @@ impl Cluster {
             kubectl,
             log_filter: "info,umiak=debug",
             server_args: Vec::new(),
+            clock: Clock::default(),
         }
     }
 
@@ -157,7 +160,7 @@ impl Cluster {
         let data_dir = self.data_dir().to_string_lossy().into_owned();
         let mut args = vec!["server", "--node-name", "board", "--log", self.log_filter, "--data-dir", &data_dir];
         args.extend(&self.server_args);
-        let (child, ready) = launch(&self.netns, self.dir.path(), self.starts, &args);
+        let (child, ready) = launch(&self.netns, self.dir.path(), self.starts, self.clock, &args);
         self.daemon = Some(child);
         ready
     }
@@ -298,8 +301,24 @@ impl Drop for Running {
     }
 }
 
+/// A daemon's clock, in the words of libfaketime (`+300d`, `@1970-01-02 00:00:00`); right if there are none.
+#[derive(Clone, Copy, Default)]
+pub struct Clock(pub Option<&'static str>);
+
+impl Clock {
+    /// Sets the clock of a program, which must be linked dynamically. What it waits for takes as long as ever.
+    fn set(self, command: &mut Command) {
+        let Some(time) = self.0 else { return };
+        // `$LIB` is the loader's word for where libraries of this machine lie.
+        command.env("LD_PRELOAD", "/usr/$LIB/faketime/libfaketimeMT.so.1").env("FAKETIME", time);
+        for switch in ["FAKETIME_DONT_FAKE_MONOTONIC", "FAKETIME_DISABLE_SHM", "NO_FAKE_STAT"] {
+            command.env(switch, "1");
+        }
+    }
+}
+
 /// Starts a daemon with its log in `dir`; it says on the socket that it is ready.
-pub fn launch(netns: &Netns, dir: &Path, number: u32, args: &[&str]) -> (Child, UnixDatagram) {
+pub fn launch(netns: &Netns, dir: &Path, number: u32, clock: Clock, args: &[&str]) -> (Child, UnixDatagram) {
     let notify = dir.join(format!("notify.{number}"));
     let ready = UnixDatagram::bind(&notify).unwrap();
     ready.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -312,6 +331,7 @@ pub fn launch(netns: &Netns, dir: &Path, number: u32, args: &[&str]) -> (Child, 
             Ok(())
         })
     };
+    clock.set(&mut command);
     let child = command
         .args(args)
         .env("NOTIFY_SOCKET", &notify)

@@ -3,10 +3,11 @@
 //! What an outage swallowed TCP sends again when its timer says so, and that doubles all the while: a connection may stay
 //! stuck for as long again as the outage took. So when something was sent and nothing came back for a while, or when the
 //! host's network has changed, another connection to the same address is tried. If that gets through and the old one
-//! still does not, the old one is given up. As long as there is nothing to doubt, nothing is sent and nobody wakes up.
+//! still does not, the old one is given up; so is one from an address that the host has no more. As long as there is
+//! nothing to doubt, nothing is sent and nobody wakes up.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ const STUCK: u8 = 4;
 #[derive(Debug)]
 pub(super) struct Doubt {
     socket: OwnedFd,
+    local: IpAddr,
     peer: SocketAddr,
     /// Something was sent, and no answer has come since while TCP itself was well.
     waiting: watch::Sender<bool>,
@@ -39,7 +41,8 @@ pub(super) struct Doubt {
 impl Doubt {
     pub(super) fn of(stream: &TcpStream) -> io::Result<Self> {
         let socket = stream.as_fd().try_clone_to_owned()?;
-        Ok(Self { socket, peer: stream.peer_addr()?, waiting: watch::Sender::new(false) })
+        let (local, peer) = (stream.local_addr()?.ip(), stream.peer_addr()?);
+        Ok(Self { socket, local, peer, waiting: watch::Sender::new(false) })
     }
 
     /// Something was sent.
@@ -66,6 +69,9 @@ impl Doubt {
                 () = self.silence() => {}
                 // Never where nobody watches the network.
                 Ok(()) = network.changed() => {
+                    if self.is_homeless() {
+                        return;
+                    }
                     self.sent();
                     ping.notify_one();
                 }
@@ -74,6 +80,12 @@ impl Doubt {
                 return;
             }
         }
+    }
+
+    /// Whether the host has lost the connection's own address: the kernel sends nothing from it, and does not say so.
+    fn is_homeless(&self) -> bool {
+        let bound = std::net::UdpSocket::bind((self.local, 0));
+        bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
     }
 
     /// Waits until there is no answer, and TCP knows of none either.
@@ -172,6 +184,17 @@ mod tests {
         assert_eq!(doubt.unconfirmed(), None);
         assert!(timeout(SILENCE * 3 / 2, doubt.stuck(watch::channel(0).1, &Notify::new())).await.is_err());
         assert!(!*doubt.waiting.borrow());
+    }
+
+    #[tokio::test]
+    async fn another_address_ends_it() {
+        let (near, _far, _listener) = pair().await;
+        let (change, network) = watch::channel(0);
+        change.send_modify(|n| *n += 1);
+        let lost = Doubt { local: [192, 0, 2, 1].into(), ..Doubt::of(&near).unwrap() };
+        timeout(Duration::from_secs(1), lost.stuck(network.clone(), &Notify::new())).await.unwrap();
+        let kept = Doubt::of(&near).unwrap();
+        assert!(timeout(Duration::from_millis(100), kept.stuck(network, &Notify::new())).await.is_err());
     }
 
     #[tokio::test]

@@ -22,8 +22,6 @@ use super::{Bus, random};
 
 /// How long joining may take.
 const LIFE: Duration = Duration::from_secs(120);
-/// Of the connection after the stream.
-const LINGER: Duration = Duration::from_secs(5);
 /// For the TLS handshake in it.
 const HANDSHAKE: Duration = Duration::from_secs(60);
 /// Bytes in one message.
@@ -103,20 +101,19 @@ async fn attempt(address: &str, tls: &ClientTls, topics: &Topics) -> Result<Join
                 }
             }
         };
+        // The connection ends when what was said last is written: the next board may be waiting for this place.
         let send = async move {
             while let Some(message) = to_carry.recv().await {
                 if to_broker.send((up.clone(), message)).await.is_err() {
                     break;
                 }
             }
-            // Time for the last message to be written; the other side may be gone already.
-            let _ = timeout(LINGER, to_broker.closed()).await;
         };
         let arrive = async { tokio::join!(unpack, deliver(messages, to)) };
+        let leave = async { tokio::join!(client.run(outgoing, incoming, || {}), pack(from, packed), send) };
         tokio::select! {
-            _ = client.run(outgoing, incoming, || {}) => {}
+            _ = leave => {}
             _ = arrive => {}
-            _ = async { tokio::join!(pack(from, packed), send) } => {}
         }
     };
     tokio::spawn(async move {
