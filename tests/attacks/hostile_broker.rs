@@ -2,7 +2,6 @@
 //! harms what it is told to.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -149,67 +148,60 @@ async fn listen(listener: TcpListener, tls: TlsAcceptor, state: Arc<Mutex<State>
     }
 }
 
-fn serve(
-    number: u64,
-    tcp: TcpStream,
-    tls: TlsAcceptor,
-    state: Arc<Mutex<State>>,
-) -> impl Future<Output = Option<()>> + Send {
-    async move {
-        let (mut from, mut to) = tokio::io::split(tls.accept(tcp).await.ok()?);
-        let (answers, mut out) = mpsc::unbounded_channel();
-        state.lock().unwrap().clients.insert(number, (Vec::new(), answers.clone()));
-        let mut will = None;
-        let write = async {
-            while let Some(said) = out.recv().await {
-                to.write_all(&packet(said)).await.ok()?;
-                to.flush().await.ok()?;
-            }
-            Some(())
-        };
-        let read = async {
-            let mut buffer = BytesMut::new();
-            loop {
-                let said = match Packet::read(&mut buffer, 1 << 20) {
-                    Ok(said) => said,
-                    Err(CodecError::InsufficientBytes(_)) => match from.read_buf(&mut buffer).await {
-                        Ok(0) | Err(_) => return Some(()),
-                        Ok(_) => continue,
-                    },
-                    Err(_) => return Some(()),
-                };
-                match said {
-                    Packet::Connect(connect) => {
-                        will = connect.last_will;
-                        answers.send(Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false))).ok()?;
-                    }
-                    Packet::Subscribe(asked) => {
-                        let granted = vec![SubscribeReasonCode::Success(QoS::AtMostOnce); asked.filters.len()];
-                        let mut state = state.lock().unwrap();
-                        let filters = &mut state.clients.get_mut(&number).unwrap().0;
-                        filters.extend(asked.filters.into_iter().map(|filter| filter.path));
-                        answers.send(Packet::SubAck(SubAck::new(asked.pkid, granted))).ok()?;
-                    }
-                    Packet::Publish(said) => {
-                        if said.qos == QoS::AtLeastOnce {
-                            answers.send(Packet::PubAck(PubAck::new(said.pkid))).ok()?;
-                        }
-                        state.lock().unwrap().carry(said.topic, said.payload);
-                    }
-                    Packet::PingReq => answers.send(Packet::PingResp).ok()?,
-                    _ => return Some(()),
-                }
-            }
-        };
-        tokio::select! {
-            _ = write => {}
-            _ = read => {}
-        }
-        let mut state = state.lock().unwrap();
-        state.clients.remove(&number);
-        if let Some(will) = will {
-            state.carry(will.topic, will.message);
+async fn serve(number: u64, tcp: TcpStream, tls: TlsAcceptor, state: Arc<Mutex<State>>) -> Option<()> {
+    let (mut from, mut to) = tokio::io::split(tls.accept(tcp).await.ok()?);
+    let (answers, mut out) = mpsc::unbounded_channel();
+    state.lock().unwrap().clients.insert(number, (Vec::new(), answers.clone()));
+    let mut will = None;
+    let write = async {
+        while let Some(said) = out.recv().await {
+            to.write_all(&packet(said)).await.ok()?;
+            to.flush().await.ok()?;
         }
         Some(())
+    };
+    let read = async {
+        let mut buffer = BytesMut::new();
+        loop {
+            let said = match Packet::read(&mut buffer, 1 << 20) {
+                Ok(said) => said,
+                Err(CodecError::InsufficientBytes(_)) => match from.read_buf(&mut buffer).await {
+                    Ok(0) | Err(_) => return Some(()),
+                    Ok(_) => continue,
+                },
+                Err(_) => return Some(()),
+            };
+            match said {
+                Packet::Connect(connect) => {
+                    will = connect.last_will;
+                    answers.send(Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false))).ok()?;
+                }
+                Packet::Subscribe(asked) => {
+                    let granted = vec![SubscribeReasonCode::Success(QoS::AtMostOnce); asked.filters.len()];
+                    let mut state = state.lock().unwrap();
+                    let filters = &mut state.clients.get_mut(&number).unwrap().0;
+                    filters.extend(asked.filters.into_iter().map(|filter| filter.path));
+                    answers.send(Packet::SubAck(SubAck::new(asked.pkid, granted))).ok()?;
+                }
+                Packet::Publish(said) => {
+                    if said.qos == QoS::AtLeastOnce {
+                        answers.send(Packet::PubAck(PubAck::new(said.pkid))).ok()?;
+                    }
+                    state.lock().unwrap().carry(said.topic, said.payload);
+                }
+                Packet::PingReq => answers.send(Packet::PingResp).ok()?,
+                _ => return Some(()),
+            }
+        }
+    };
+    tokio::select! {
+        _ = write => {}
+        _ = read => {}
     }
+    let mut state = state.lock().unwrap();
+    state.clients.remove(&number);
+    if let Some(will) = will {
+        state.carry(will.topic, will.message);
+    }
+    Some(())
 }

@@ -8,37 +8,20 @@ use std::time::{Duration, Instant};
 
 use crate::common::fleet::{Agent, Lan};
 use crate::common::leaks::UPLINK;
-use crate::common::{Cluster, Netns, PATIENCE, fetch, images, run};
+use crate::common::{Cluster, Netns, PATIENCE, fetch, images, manifests, run};
 use nix::sys::signal::Signal;
 
 const PROMISE: Duration = Duration::from_secs(3);
 /// When the next in order dies at the same moment.
 const PROMISE_OF_THE_SECOND: Duration = Duration::from_secs(7);
 
-/// A pod on each of the boards, and an address of their segment.
-const WEB: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: metallb-system}
----
-apiVersion: v1
-kind: ConfigMap
-metadata: {namespace: metallb-system, name: config}
-data: {config: 'address-pools: [{name: default, protocol: layer2, addresses: [192.168.77.200-192.168.77.201]}]'}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: BOARDS
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      nodeSelector: {fleet: 'true'}
-      containers: [{name: web, image: nginx, imagePullPolicy: IfNotPresent}]
----
+const POD: &str = "
+terminationGracePeriodSeconds: 0
+nodeSelector: {fleet: 'true'}
+containers: [{name: web, image: nginx, imagePullPolicy: IfNotPresent}]
+";
+
+const SERVICE: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -129,7 +112,10 @@ impl Scene {
             agent.import(&images::archive(agent.dir.path(), "web.tar", &images::WEB));
             cluster.until_node(&agent.name, "True");
         }
-        cluster.apply(&WEB.replace("BOARDS", &boards.to_string()));
+        // A pod on each of the boards, and an address of their segment.
+        cluster.apply(&manifests::pool("192.168.77.200-192.168.77.201"));
+        cluster.apply(&manifests::web(boards, POD));
+        cluster.apply(SERVICE);
         cluster.k("rollout status deployment web --timeout=90s");
         let path = "jsonpath={.status.loadBalancer.ingress[*].ip}";
         let address = cluster.until(&format!("get svc web -o {path}"), |ip| !ip.is_empty());
