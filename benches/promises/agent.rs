@@ -1,14 +1,17 @@
-//! A board that is not the server: memory and traffic at rest, and how soon a pod runs there.
+//! A board that is not the server: memory and traffic at rest, how soon a pod runs there, how fast streams are.
 
 use std::fs;
-use std::time::{Duration, SystemTime};
+use std::io::Read;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::common::fleet::{Agent, Lan};
-use crate::common::{self, Cluster, images, leaks, run, run_with_input};
+use crate::common::{self, Cluster, Running, images, leaks, run, run_with_input};
 use crate::{idle, pods, table};
 
 const SETTLE: Duration = Duration::from_secs(40);
 const STARTS: usize = 20;
+/// Bytes of a stream.
+const STREAM: usize = 128 << 20;
 
 pub fn measure(window: Duration) {
     let mut lan = Lan::new();
@@ -30,8 +33,27 @@ pub fn measure(window: Duration) {
     table::at_most("traffic of an idle agent", "KB/h", 20.0, internet, &how("IPv4 packets: what a data plan counts"));
     let all = how("Ethernet frames: with ARP, and what the kernel itself says by IPv6");
     table::plain("- on its own segment", "KB/h", interface, &all);
+    streams(&cluster);
     agent.finish();
     cluster.finish();
+}
+
+/// Bytes a second through `kubectl exec`, with kubectl's own start.
+fn streams(cluster: &Cluster) {
+    let rate = |began: Instant| STREAM as f64 / 1e6 / began.elapsed().as_secs_f64();
+    let how = "128 MB through kubectl exec on loopback, its start included; 2 cores for both ends";
+    let began = Instant::now();
+    let mut from = Running::start(cluster, &format!("exec r0 -- head -c {STREAM} /dev/zero"));
+    let read = std::io::copy(from.0.stdout.as_mut().unwrap(), &mut std::io::sink()).unwrap();
+    assert_eq!(read, STREAM as u64);
+    table::at_least("stream from a pod on another board", "MB/s", 8.0, rate(began), how);
+    let began = Instant::now();
+    let mut into = Running::start(cluster, "exec -i r0 -- wc -c");
+    let mut stdin = into.0.stdin.take().unwrap();
+    std::io::copy(&mut std::io::repeat(0).take(STREAM as u64), &mut stdin).unwrap();
+    drop(stdin);
+    assert_eq!(into.lines().next().unwrap().trim(), STREAM.to_string());
+    table::at_least("stream into one", "MB/s", 8.0, rate(began), how);
 }
 
 /// Bytes of IPv4 packets that the board sent and received.
@@ -59,8 +81,8 @@ fn starts(cluster: &Cluster, agent: &Agent) {
         let manifest = pods::manifest(&name, &host, "").replacen("containers:", "nodeName: pi-1, containers:", 1);
         let began = SystemTime::now();
         run_with_input(cluster.kubectl().args(["apply", "-f", "-"]), &manifest);
-        let limit = std::time::Instant::now() + common::PATIENCE;
-        while !host.join(&name).exists() && std::time::Instant::now() < limit {
+        let limit = Instant::now() + common::PATIENCE;
+        while !host.join(&name).exists() && Instant::now() < limit {
             std::thread::sleep(Duration::from_millis(2));
         }
         let made = fs::metadata(host.join(&name)).unwrap().modified().unwrap();

@@ -183,6 +183,15 @@ fn with_the_server() {
     std::thread::sleep(Duration::from_secs(5));
     judge("on its return", visitors, PROMISE);
     scene.agents.push(dead);
+
+    // A board that is to be drained hands the address over.
+    let owns = |scene: &Scene| owner(&scene.host, &scene.address, &scene.agents);
+    let before = owns(&scene);
+    let visitors = scene.visitors();
+    scene.cluster.k(&format!("cordon {}", scene.agents[before].name));
+    std::thread::sleep(Duration::from_secs(4));
+    judge("cordoned", visitors, PROMISE);
+    assert_ne!(owns(&scene), before);
     scene.finish();
 }
 
