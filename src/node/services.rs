@@ -206,7 +206,7 @@ impl ServiceView {
                 self.services.retain(&services);
                 replace(&self.known, true);
             }
-            ToNode::Pod(_) | ToNode::Object(_) | ToNode::Remove { .. } => {}
+            ToNode::Pod(_) | ToNode::Known(_) | ToNode::Object(_) | ToNode::Remove { .. } => {}
         }
     }
 
