@@ -132,6 +132,11 @@ impl<T> Sender<T> {
         self.0.room.is_closed()
     }
 
+    /// Whether the receiver has taken everything.
+    pub fn is_empty(&self) -> bool {
+        self.0.waiting().is_empty()
+    }
+
     /// Whether both send to the same receiver.
     pub fn same_channel(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

@@ -26,6 +26,8 @@ use crate::registry::{Registry, WriteOptions};
 pub const JOIN_INFO: (&str, &str) = ("kube-public", "umiak-join");
 /// Boards that join at a time; more wait.
 const MAX_JOINS: usize = 32;
+/// Where boards join at a broker that is not the server's own, as in configs/mosquitto.conf.
+const JOIN_PORT: u16 = 8884;
 
 /// The server's time: its own clock, but never before this release.
 #[derive(Debug)]
@@ -164,7 +166,8 @@ fn join_addresses(config: &ServerConfig) -> Vec<String> {
         return config.join_addresses.clone();
     }
     if let Some(Ok(address)) = config.broker_url.as_deref().map(broker_address) {
-        return vec![address];
+        let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+        return vec![format!("{host}:{JOIN_PORT}")];
     }
     let given = Some(config.mqtt_bind).filter(|address| !address.is_unspecified());
     let address = given.or_else(|| host_address(&config.bridge));

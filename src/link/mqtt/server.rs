@@ -371,7 +371,7 @@ async fn talk(
         result = run => Err(result.unwrap_or_else(|end| end)),
         end = carry => Err(end),
         () = session::listen(receives, &up_tx, TO_SERVER, 1, version) => Err(End::Closed),
-        never = session::speak(&mut down_rx, &to_send, TO_NODE, |_| false) => match never {},
+        never = session::speak(&mut down_rx, &to_send, TO_NODE, |_| false, std::convert::identity) => match never {},
     }
 }
 
