@@ -9,22 +9,11 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, Netns, PATIENCE, images, run};
+use common::{Cluster, Netns, PATIENCE, images, ip, manifests, run};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 
 const MANIFEST: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: metallb-system}
----
-apiVersion: v1
-kind: ConfigMap
-metadata: {namespace: metallb-system, name: config}
-data:
-  config: |
-    address-pools: [{name: default, protocol: layer2, addresses: [192.168.56.200-192.168.56.210]}]
----
 apiVersion: v1
 kind: Pod
 metadata: {name: web, labels: {app: web}}
@@ -136,16 +125,11 @@ fn frame(operation: u8, mac: [u8; 6], sender: Ipv4Addr, target: Ipv4Addr) -> Vec
 
 #[test]
 fn on_a_wire_with_others() {
-    let (mut cluster, host) = (Cluster::stopped(), Netns::new());
-    let ip = |netns: &Netns, words: &str| drop(run(netns.command("ip").args(words.split_whitespace())));
-    ip(&cluster.netns, &format!("link add lan0 type veth peer name eth0 netns {}", host.0));
-    for (netns, interface, address) in [(&cluster.netns, "lan0", 2), (&host, "eth0", 100)] {
-        ip(netns, &format!("addr add 192.168.56.{address}/24 dev {interface}"));
-        ip(netns, &format!("link set {interface} up"));
-    }
+    let (mut cluster, host) = Cluster::on_a_wire();
     let wire = Wire::open(&host);
     cluster.start_daemon();
     cluster.import(&images::archive(cluster.dir.path(), "busybox.tar", &images::BUSYBOX));
+    cluster.apply(&manifests::pool("192.168.56.200-192.168.56.210"));
     cluster.apply(MANIFEST);
     let mac = wire.announced();
     let shown = run(cluster.netns.command("ip").args(["-o", "link", "show", "lan0"]));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use common::bad_link::Conditions;
 use common::fleet::{Agent, Lan};
 use common::{Cluster, images, run, text};
+use nix::sys::signal::Signal;
 
 /// What a board at the end of such a link is to do.
 struct Trial {
@@ -36,8 +37,9 @@ spec:
 ";
 
 impl Trial {
-    /// Runs it; gives what each step took, and how many TCP connections and sessions there were.
-    fn run(&self) -> (Vec<(&'static str, f64)>, usize, usize) {
+    /// Runs it, and sees that there was no storm of connections.
+    fn run(&self) {
+        let all_began = Instant::now();
         let mut lan = Lan::new();
         let cluster = Cluster::on(&mut lan);
         let mut agent = Agent::by_bad_link(&mut lan, "pi-far", self.conditions);
@@ -47,11 +49,9 @@ impl Trial {
                 run(netns.command("sysctl").args(["-qw", &format!("net.ipv4.tcp_congestion_control={congestion}")]));
             }
         }
-        let mut took = Vec::new();
-        let mut step = |name: &'static str, act: &mut dyn FnMut()| {
+        let step = |name: &'static str, act: &mut dyn FnMut()| {
             let began = Instant::now();
             act();
-            took.push((name, began.elapsed().as_secs_f64()));
             eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
         };
         let ready = r#"get node pi-far -o jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
@@ -84,12 +84,17 @@ impl Trial {
         step("exec while the ConfigMap is on its way", &mut || {
             assert_eq!(self.kubectl(&cluster, "exec small -- echo hello"), "hello\n");
         });
+        // What is on its way must not keep the node from being known.
+        agent.stop(Signal::SIGKILL);
+        cluster.until_within(self.patience, ready, |s| s == "Unknown");
+        step("a restart of the agent, to Ready", &mut || {
+            agent.start(&[]);
+            cluster.until_within(self.patience, ready, |s| s == "True");
+        });
         step("the rest of the ConfigMap", &mut || {
             cluster.until_within(self.patience, &running("large"), |s| s == "True");
         });
-        step("the ConfigMap's pod, from apply to Ready", &mut || {});
         let total = began.elapsed().as_secs_f64();
-        took.last_mut().unwrap().1 = total;
         let said = self.kubectl(&cluster, "logs large");
         assert_eq!(said.split(' ').next(), sum.split(' ').next(), "it arrived whole");
 
@@ -108,9 +113,17 @@ impl Trial {
         for line in cluster.log().lines().filter(|l| l.contains("link::")) {
             eprintln!("server: {line}");
         }
+        let (connections, minutes) = (traffic.connections.len(), all_began.elapsed().as_secs_f64() / 60.0);
         agent.finish();
         cluster.finish();
-        (took, traffic.connections.len(), sessions)
+        // One each time the agent starts. By the worst link TCP's timer runs out four times in a row now and then, as if the
+        // connection were stuck (`link::mqtt::doubt`): once in ten minutes was seen.
+        let most_sessions = 2 + (minutes / 5.0) as usize;
+        // Each may be preceded by a question for a certificate, as the first is by the join. A doubt is settled by another
+        // connection, which says nothing: three a minute were seen, a storm would be twenty.
+        let most_connections = 2 * most_sessions + (6.0 * minutes) as usize;
+        assert!(sessions <= most_sessions, "{sessions} sessions in {minutes:.1} minutes");
+        assert!(connections <= most_connections, "{connections} connections in {minutes:.1} minutes");
     }
 
     /// kubectl's output, however long it takes.
@@ -142,23 +155,21 @@ fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
 fn a_board_works_by_a_poor_link() {
     let conditions = Conditions { loss: 0.05, delay: Duration::from_millis(60), rate: 512e3, queue: 32 << 10 };
     let trial = Trial { conditions, size: 100_000, patience: common::PATIENCE, congestion: Some("reno".into()) };
-    let (_, connections, sessions) = trial.run();
-    assert_eq!((connections, sessions), (2, 1), "one connection to join and one to stay");
+    trial.run();
 }
 
 /// `LOSS` (share of frames, each way), `DELAY` (ms, each way), `RATE` (bits/s) and `CONGESTION` make it another link.
 /// `cargo test --test bad_link -- --ignored --nocapture`
 #[test]
-#[ignore = "takes ten minutes"]
+#[ignore = "takes half an hour"]
 fn a_board_works_by_the_worst_link() {
     let conditions = Conditions {
         loss: setting("LOSS", 0.2),
-        delay: Duration::from_millis(setting("DELAY", 250)),
+        delay: Duration::from_millis(setting("DELAY", 500)),
         rate: setting("RATE", 64e3),
         queue: 32 << 10,
     };
     let congestion = std::env::var("CONGESTION").ok();
-    let trial = Trial { conditions, size: setting("SIZE", 1_000_000), patience: Duration::from_secs(1800), congestion };
-    let (_, connections, sessions) = trial.run();
-    assert!(connections <= 6 && sessions <= 4, "{connections} connections, {sessions} sessions");
+    let trial = Trial { conditions, size: setting("SIZE", 1_000_000), patience: Duration::from_secs(3600), congestion };
+    trial.run();
 }

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, images};
+use common::{Cluster, images, manifests};
 use nix::sched::{CloneFlags, setns};
 
-const WEB: &str = "
+const SERVICE: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -21,24 +21,17 @@ spec:
   clusterIP: 10.43.7.7
   selector: {app: web}
   ports: [{name: http, port: 80, targetPort: http}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 20
-      containers:
-      - name: nginx
-        image: nginx
-        # Ends only when it is killed: long enough to be seen terminating.
-        command: [sh, -c, 'touch /tmp/ready; trap : TERM; httpd -f -p 80 -h /www & while :; do sleep 1; done']
-        ports: [{name: http, containerPort: 80}]
-        readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1, failureThreshold: 1}
+";
+
+const POD: &str = "
+terminationGracePeriodSeconds: 20
+containers:
+- name: nginx
+  image: nginx
+  # Ends only when it is killed: long enough to be seen terminating.
+  command: [sh, -c, 'touch /tmp/ready; trap : TERM; httpd -f -p 80 -h /www & while :; do sleep 1; done']
+  ports: [{name: http, containerPort: 80}]
+  readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1, failureThreshold: 1}
 ";
 
 const GATED: &str = "
@@ -115,7 +108,8 @@ const UP: &str = "true/true/false";
 fn endpoints_follow_their_pods() {
     let cluster = Cluster::start();
     cluster.import(&images::archive(cluster.dir.path(), "web.tar", &images::WEB));
-    cluster.apply(WEB);
+    cluster.apply(SERVICE);
+    cluster.apply(&manifests::web(3, POD));
     until("three endpoints", &cluster, |c| conditions(c, "web") == [UP; 3]);
     let listed = cluster.k("get endpoints web --no-headers");
     assert_eq!(listed.matches(":80").count(), 3, "{listed}");
@@ -173,7 +167,7 @@ fn endpoints_by_hand_are_mirrored_and_pods_are_told() {
     });
     let described = cluster.k("describe endpoints endpoint1");
     assert!(described.contains("192.0.2.5") && described.contains("8080"), "{described}");
-    cluster.apply(&WEB[..WEB.find("---").unwrap()]);
+    cluster.apply(SERVICE);
 
     let check = |cluster: &Cluster| {
         cluster.apply(TOLD);

@@ -7,24 +7,15 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::fleet::{Agent, Lan};
-use common::{Cluster, images, run};
+use common::{Cluster, images, manifests, run};
 use nix::sys::signal::Signal;
 
-const SPREAD: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 9
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      nodeSelector: {fleet: 'true'}
-      containers:
-      - {name: c, image: busybox, command: [sh, -c, 'echo I am $NODE; echo $NODE > /tmp/index.html; exec httpd -f -p 8080 -h /tmp'],
-         env: [{name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]}
+const WHERE_I_AM: &str = "
+terminationGracePeriodSeconds: 0
+nodeSelector: {fleet: 'true'}
+containers:
+- {name: c, image: busybox, command: [sh, -c, 'echo I am $NODE; echo $NODE > /tmp/index.html; exec httpd -f -p 8080 -h /tmp'],
+   env: [{name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]}
 ";
 
 fn pinned(name: &str, node: &str, script: &str) -> String {
@@ -63,7 +54,7 @@ fn a_deployment_spreads_over_a_fleet() {
         assert!(described.contains(part), "{part} is not in\n{described}");
     }
 
-    cluster.apply(SPREAD);
+    cluster.apply(&manifests::web(9, WHERE_I_AM));
     cluster.k("rollout status deployment web --timeout=90s");
     let nodes = cluster.k("get pods -l app=web -o jsonpath={.items[*].spec.nodeName}");
     for agent in &agents {

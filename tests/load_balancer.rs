@@ -4,31 +4,12 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use common::{Cluster, Netns, PATIENCE, images, run};
-use nix::sched::{CloneFlags, setns};
+use common::{Cluster, Netns, PATIENCE, images, manifests, run};
 use nix::sys::signal::Signal;
 
-/// The course's configuration of its load balancer.
-const POOL: &str = "
-apiVersion: v1
-kind: Namespace
-metadata: {name: metallb-system}
----
-apiVersion: v1
-kind: ConfigMap
-metadata: {namespace: metallb-system, name: config}
-data:
-  config: |
-    address-pools:
-    - name: default
-      protocol: layer2
-      addresses:
-      - 192.168.56.200-192.168.56.210
-";
+const POOL: &str = "192.168.56.200-192.168.56.210";
 
 const POD: &str = "
 apiVersion: v1
@@ -53,32 +34,15 @@ spec: {{type: LoadBalancer, selector: {{app: web}}, ports: [{{port: {port}, targ
 
 /// A cluster on a segment with one other host.
 fn on_a_lan() -> (Cluster, Netns) {
-    let (mut cluster, host) = (Cluster::stopped(), Netns::new());
-    let ip = |netns: &Netns, words: &str| drop(run(netns.command("ip").args(words.split_whitespace())));
-    ip(&cluster.netns, &format!("link add lan0 type veth peer name eth0 netns {}", host.0));
-    for (netns, interface, address) in [(&cluster.netns, "lan0", 2), (&host, "eth0", 100)] {
-        ip(netns, &format!("addr add 192.168.56.{address}/24 dev {interface}"));
-        ip(netns, &format!("link set {interface} up"));
-    }
+    let (mut cluster, host) = Cluster::on_a_wire();
     cluster.start_daemon();
     (cluster, host)
 }
 
 /// What a web client in a namespace gets, if anything. `address` is without a port for port 80.
 fn fetch(place: &Netns, address: &str) -> Option<String> {
-    let netns = std::fs::File::open(format!("/run/netns/{}", place.0)).unwrap();
     let address = if address.contains(':') { address.to_owned() } else { format!("{address}:80") };
-    let client = std::thread::spawn(move || {
-        setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
-        let patience = Duration::from_secs(2);
-        let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), patience).ok()?;
-        stream.set_read_timeout(Some(patience)).unwrap();
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page).ok()?;
-        page.contains("200 OK").then_some(page)
-    });
-    client.join().unwrap()
+    place.within(move || common::fetch(address.parse().unwrap(), Duration::from_secs(2))).join().unwrap()
 }
 
 fn until(what: &str, test: impl Fn() -> bool) {
@@ -109,7 +73,7 @@ fn the_course_and_what_users_ask_for() {
     cluster.k("expose pod web --type=LoadBalancer --name=kubia-http --port=80");
     cluster.until("describe svc kubia-http", |t| t.contains("no pool of load-balancer addresses is configured"));
     assert!(cluster.k("get svc kubia-http").contains("<pending>"));
-    cluster.apply(POOL);
+    cluster.apply(&manifests::pool(POOL));
     assert_eq!(address(&cluster, "kubia-http"), "192.168.56.200");
     assert_eq!(cluster.value("svc/kubia-http", ".status.loadBalancer.ingress[0].ipMode"), "VIP");
     assert!(cluster.k("get svc kubia-http").contains("192.168.56.200"));
@@ -155,10 +119,10 @@ fn the_course_and_what_users_ask_for() {
     assert_eq!(cluster.value("svc/foreign", ".status.loadBalancer.ingress"), "");
 
     // A configuration that cannot be read changes nothing.
-    cluster.apply(&POOL.replace("192.168.56.210", "192.168.56.1"));
+    cluster.apply(&manifests::pool("192.168.56.200-192.168.56.1"));
     cluster.until("describe configmap -n metallb-system config", |t| t.contains("the last comes before the first"));
     assert_eq!(address(&cluster, "kubia-http"), "192.168.56.200");
-    cluster.apply(POOL);
+    cluster.apply(&manifests::pool(POOL));
 
     // The daemon dies: same addresses, and they answer again.
     let before = cluster.k("get svc -o jsonpath={.items[*].status.loadBalancer.ingress[*].ip}");

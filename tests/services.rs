@@ -12,10 +12,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, Netns, PATIENCE, images, run, text};
+use common::{Cluster, Netns, PATIENCE, images, manifests, run, text};
 use nix::sched::{CloneFlags, setns};
 
-const WEB: &str = r"
+const POD: &str = r"
+terminationGracePeriodSeconds: 1
+containers:
+- name: httpd
+  image: busybox
+  imagePullPolicy: IfNotPresent
+  command:
+  - sh
+  - -c
+  - |
+    mkdir -p /www/cgi-bin
+    hostname > /www/hostname
+    printf '#!/bin/sh\necho; echo $REMOTE_ADDR\n' > /www/cgi-bin/client
+    chmod +x /www/cgi-bin/client
+    exec httpd -f -p 8080 -h /www
+  readinessProbe: {httpGet: {port: 8080, path: /hostname}, periodSeconds: 1}
+";
+
+const REST: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -24,31 +42,6 @@ spec:
   clusterIP: 10.43.50.1
   selector: {app: web}
   ports: [{port: 80, targetPort: 8080, nodePort: 30036}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: httpd
-        image: busybox
-        imagePullPolicy: IfNotPresent
-        command:
-        - sh
-        - -c
-        - |
-          mkdir -p /www/cgi-bin
-          hostname > /www/hostname
-          printf '#!/bin/sh\necho; echo $REMOTE_ADDR\n' > /www/cgi-bin/client
-          chmod +x /www/cgi-bin/client
-          exec httpd -f -p 8080 -h /www
-        readinessProbe: {httpGet: {port: 8080, path: /hostname}, periodSeconds: 1}
 ---
 apiVersion: v1
 kind: Pod
@@ -103,7 +96,8 @@ impl Site {
         cluster.start_daemon();
         let archive = images::archive(cluster.dir.path(), "busybox.tar", &images::BUSYBOX);
         cluster.import(&archive);
-        cluster.apply(WEB);
+        cluster.apply(&manifests::web(3, POD));
+        cluster.apply(REST);
         run(cluster.kubectl().args(["rollout", "status", "deployment/web", "--timeout=90s"]));
         cluster.wait_ready("client");
         Self { cluster, lan, host: HostServer(host) }

@@ -10,6 +10,7 @@ pub mod image;
 pub mod kubeconfig;
 pub mod node;
 pub mod reset;
+mod log;
 pub mod server;
 pub mod status;
 pub mod token;

@@ -9,6 +9,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
 use super::Failure;
+use super::log::Bounded;
 use crate::cidr::Cidr;
 use crate::config::ServerConfig;
 
@@ -105,9 +106,11 @@ pub(super) fn daemon<E: std::error::Error + 'static>(
 ) -> Result<ExitCode, Failure> {
     crate::memory::limit_heaps();
     let filter: Targets = log.parse().map_err(|e| format!("log: {log:?}: {e}"))?;
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(colours)
+        .event_format(Bounded::new(tracing_subscriber::fmt::format().with_ansi(colours)))
         // Else a line that standard error does not take is lamented on standard error, which panics.
         .log_internal_errors(false);
     tracing_subscriber::registry().with(lines.with_filter(filter)).init();

@@ -97,6 +97,7 @@ impl Teller<'_> {
 
     async fn try_tell(&mut self, asked: &Notify) -> Result<std::convert::Infallible, End> {
         let mut feed = Feed::of(&self.fleet.cluster, self.node);
+        self.send(ToNode::Welcome).await?;
         Box::pin(self.tell_pods()).await?;
         let mut complete = false;
         loop {

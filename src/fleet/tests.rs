@@ -53,7 +53,7 @@ impl Bench {
         labels.insert("kubernetes.io/hostname".into(), json!("pi"));
         let status = json!({"capacity": {"pods": "110"}, "conditions": [{"type": "Ready", "status": "True"}]});
         bench.say(ToServer::Node(NodeReport { labels, status })).await;
-        bench.say(ToServer::Hello).await;
+        bench.greet().await;
         bench
     }
 
@@ -64,6 +64,12 @@ impl Bench {
 
     async fn say(&mut self, message: ToServer) {
         self.link.tx.send(self.sequence.wrap(message)).await.unwrap();
+    }
+
+    /// Asks for everything; the answer begins.
+    async fn greet(&mut self) {
+        self.say(ToServer::Hello).await;
+        assert_eq!(self.hear().await, ToNode::Welcome);
     }
 
     async fn hear(&mut self) -> ToNode {
@@ -169,7 +175,7 @@ async fn a_node_hears_of_its_pods_and_what_they_use_and_of_no_other() {
     bench.silence().await;
 
     // Asking again brings everything again.
-    bench.say(ToServer::Hello).await;
+    bench.greet().await;
     bench.hear_pod().await;
     bench.hear_of_nodes().await;
     assert_eq!(bench.hear().await, ToNode::Complete { pods: vec![name.uid], services: Vec::new() });
@@ -261,7 +267,7 @@ async fn a_node_hears_of_services_and_their_endpoints() {
     assert_eq!(hear(&mut bench).await, ("web".into(), vec!["192.0.2.1".into(), "192.0.2.2".into()]));
 
     // Asking again brings everything again.
-    bench.say(ToServer::Hello).await;
+    bench.greet().await;
     bench.hear_of_nodes().await;
     hear(&mut bench).await;
     let name = ServiceName { namespace: "default".into(), name: "web".into() };

@@ -97,6 +97,9 @@ impl Arrivals {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ToNode {
+    /// The answer to [`ToServer::Hello`] begins. The node says what it and its pods are like: what follows may take
+    /// minutes by a bad link, and until then nobody knows that it is well.
+    Welcome,
     /// A pod the node should have, as it is now.
     Pod(DesiredPod),
     /// A pod the node should have, as it is now, without what it most likely holds: [`ToServer::Lacks`] if it does not.

@@ -2,6 +2,7 @@
 //!
 //! Every node computes it for itself from what the server told all of them, so they agree without talking: the nodes that
 //! may, ordered by a hash of node and address (rendezvous hashing: a node that goes takes nothing along but its own).
+//! All of them keep an eye on whoever has it: when it goes, the next in order that is there takes it, without a server.
 //! Where they do not agree, because one has not heard the news yet, ARP itself keeps them apart (see `arp`).
 
 use std::cmp::Reverse;
@@ -40,8 +41,7 @@ impl Place<'_> {
         let nodes = ordered(address, services, nodes);
         let role = match nodes.iter().position(|name| *name == self.node)? {
             0 => Role::Owner { alone: nodes.len() == 1 },
-            1 => Role::Standby,
-            _ => return None,
+            before => Role::Standby { rank: u32::try_from(before).unwrap_or(u32::MAX) },
         };
         Some((interface, role))
     }
@@ -133,12 +133,11 @@ mod tests {
             let place = Place { node: &peer.name, peers, interfaces: &interfaces };
             let role = place.role(ADDRESS, &[service]).map(|(_, role)| role);
             match role {
-                Some(Role::Owner { alone: true }) => "alone",
-                Some(Role::Owner { alone: false }) => "owner",
-                Some(Role::Standby) => "standby",
-                None => "-",
+                Some(Role::Owner { alone: true }) => "alone".to_owned(),
+                Some(Role::Owner { alone: false }) => "owner".to_owned(),
+                Some(Role::Standby { rank }) => format!("standby {rank}"),
+                None => "-".to_owned(),
             }
-            .to_owned()
         };
         peers.iter().map(show).collect()
     }
@@ -147,12 +146,13 @@ mod tests {
     fn nodes_agree() {
         let all = peers(&["a", "b", "c", "d"]);
         let seen = roles(&all, &Service::default());
-        let count = |what: &str| seen.iter().filter(|r| *r == what).count();
-        assert_eq!((count("owner"), count("standby"), count("-")), (1, 1, 2), "{seen:?}");
+        let mut sorted = seen.clone();
+        sorted.sort();
+        assert_eq!(sorted, ["owner", "standby 1", "standby 2", "standby 3"]);
 
         // The owner goes: the standby follows, nothing else moves.
         let owner = seen.iter().position(|r| r == "owner").unwrap();
-        let standby = seen.iter().position(|r| r == "standby").unwrap();
+        let standby = seen.iter().position(|r| r == "standby 1").unwrap();
         for change in [|p: &mut Vec<Peer>, i: usize| p[i].announces = false, |p: &mut Vec<Peer>, i| drop(p.remove(i))] {
             let mut left = all.clone();
             change(&mut left, owner);

@@ -2,7 +2,7 @@
 //!
 //! The types are also what the server sends (see `link::message`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -164,6 +164,42 @@ impl Service {
     pub fn id(&self) -> ServiceName {
         ServiceName { namespace: self.namespace.clone(), name: self.name.clone() }
     }
+
+    /// Whether everything but the endpoints is the same.
+    pub fn differs_in_endpoints_only(&self, other: &Self) -> bool {
+        // Every field is named, so that none is forgotten.
+        let Self {
+            namespace,
+            name,
+            uid,
+            cluster_ips,
+            external_name,
+            external_ips,
+            load_balancer_ips,
+            source_ranges,
+            ports,
+            affinity_seconds,
+            internal_local,
+            external_local,
+            health_check_node_port,
+            publish_not_ready,
+            slices: _,
+        } = self;
+        *namespace == other.namespace
+            && *name == other.name
+            && *uid == other.uid
+            && *cluster_ips == other.cluster_ips
+            && *external_name == other.external_name
+            && *external_ips == other.external_ips
+            && *load_balancer_ips == other.load_balancer_ips
+            && *source_ranges == other.source_ranges
+            && *ports == other.ports
+            && *affinity_seconds == other.affinity_seconds
+            && *internal_local == other.internal_local
+            && *external_local == other.external_local
+            && *health_check_node_port == other.health_check_node_port
+            && *publish_not_ready == other.publish_not_ready
+    }
 }
 
 /// A node of the pod network.
@@ -221,17 +257,6 @@ impl Services {
         if let Some(service) = all.remove(name) {
             // Nobody may be listening.
             let _ = self.changes.send(ServiceChange::Gone(service));
-        }
-    }
-
-    /// Forgets every Service that is not among these.
-    pub fn retain(&self, names: &[ServiceName]) {
-        let kept: BTreeSet<&ServiceName> = names.iter().collect();
-        for service in self.all() {
-            let name = service.id();
-            if !kept.contains(&name) {
-                self.remove(&name);
-            }
         }
     }
 

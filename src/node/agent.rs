@@ -35,6 +35,8 @@ pub(super) struct Agent<E: Engine> {
     names: HashMap<Id, String>,
     arrivals: Arrivals,
     resync: u64,
+    /// The server's answer began with a welcome.
+    welcomed: bool,
 }
 
 impl<E: Engine> Agent<E> {
@@ -48,6 +50,7 @@ impl<E: Engine> Agent<E> {
             names: HashMap::new(),
             arrivals: Arrivals::default(),
             resync: 0,
+            welcomed: false,
         }
     }
 
@@ -128,22 +131,25 @@ impl<E: Engine> Agent<E> {
             }
         };
         if let Some(uid) = self.names.remove(&ended) {
+            self.shared.services.own_pod_gone(&uid);
             self.entries.remove(&uid);
         }
     }
 
-    /// Takes in one message of the server.
-    pub(super) async fn take(&mut self, envelope: Envelope<ToNode>) {
+    /// Takes in one message of the server; true: it may have lost what it was told of the node, as of its pods.
+    pub(super) async fn take(&mut self, envelope: Envelope<ToNode>) -> bool {
         match self.arrivals.judge(&envelope) {
             Sequence::Next => {}
             Sequence::Gap => self.shared.outbox.hello(),
-            Sequence::Stale => return,
+            Sequence::Stale => return false,
             Sequence::Foreign => {
                 tracing::warn!(version = envelope.version, "ignoring a message of another version");
-                return;
+                return false;
             }
         }
+        let asks = self.is_asked(&envelope.body);
         match envelope.body {
+            ToNode::Welcome => {}
             ToNode::Pod(message) => self.take_pod(message).await,
             ToNode::Known(known) => self.take_known(known).await,
             ToNode::Object(dependency) => self.take_object(dependency).await,
@@ -153,6 +159,30 @@ impl<E: Engine> Agent<E> {
                 self.shared.services.take(envelope.body);
             }
             of_services => self.shared.services.take(of_services),
+        }
+        if asks {
+            self.tell_again();
+        }
+        asks
+    }
+
+    /// Whether everything is to be told again: at the beginning of each answer of the server, or at the end if it is an
+    /// older one that welcomes nobody.
+    fn is_asked(&mut self, message: &ToNode) -> bool {
+        match message {
+            ToNode::Welcome => {
+                self.welcomed = true;
+                true
+            }
+            ToNode::Complete { .. } => !std::mem::replace(&mut self.welcomed, false),
+            _ => false,
+        }
+    }
+
+    fn tell_again(&mut self) {
+        self.resync += 1;
+        for entry in self.entries.values() {
+            entry.orders.send_modify(|order| order.resync = self.resync);
         }
     }
 
@@ -255,11 +285,6 @@ impl<E: Engine> Agent<E> {
         let extra: Vec<String> = self.entries.keys().filter(|uid| !wanted.contains(uid.as_str())).cloned().collect();
         for uid in extra {
             self.remove(&uid);
-        }
-        // The server may have lost what it was told before.
-        self.resync += 1;
-        for entry in self.entries.values() {
-            entry.orders.send_modify(|order| order.resync = self.resync);
         }
     }
 }

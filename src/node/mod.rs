@@ -23,6 +23,7 @@ mod pod;
 mod probes;
 mod resources;
 mod service_env;
+mod service_view;
 mod services;
 mod status;
 mod streams;
@@ -50,7 +51,6 @@ use crate::config::ProxyBalance;
 use crate::image::ImageStore;
 use crate::inotify::{self, Watcher};
 use crate::link::NodeEnd;
-use crate::link::message::ToNode;
 use crate::link::stream::StreamRequest;
 use crate::network::overlay::Vxlan;
 use crate::network::{Network, host_address};
@@ -61,7 +61,8 @@ use engine::{Real, blocking};
 use info::{Identity, Machine};
 use journal::Journal;
 use outbox::Outbox;
-use services::{ServiceView, Site};
+use service_view::ServiceView;
+use services::Site;
 use usage::Meter;
 use worker::{Left, Sandboxes, Shared};
 
@@ -167,10 +168,7 @@ pub async fn run(
             () = &mut uplink => return Ok(()),
             message = link.rx.recv() => match message {
                 Some(message) => {
-                    let all = matches!(message.body, ToNode::Complete { .. });
-                    agent.take(message).await;
-                    if all {
-                        // The server may have lost what it was told of the node, as of its pods.
+                    if agent.take(message).await {
                         pressure = report(&config, &outbox, &images, &network).await;
                     }
                 }

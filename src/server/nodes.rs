@@ -1,5 +1,6 @@
 //! The way nodes come to the server: its MQTT broker or another one, sessions of members, boards that join.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::Error;
 use crate::config::{ServerConfig, broker_address};
@@ -16,7 +18,7 @@ use crate::kinds::{Object, meta};
 use crate::link::broker::{BrokerConfig, broker};
 use crate::link::membership::{self, cluster_id};
 use crate::link::mqtt::tls::{ClientTls, ServerTls, TlsError};
-use crate::link::mqtt::{self, Accepted, Allowed, Incoming, RemoteConfig, Sessions};
+use crate::link::mqtt::{self, Accepted, Allowed, Incoming, JoinStream, RemoteConfig, Sessions};
 use crate::network::host_address;
 use crate::pki::node::Subject;
 use crate::pki::{self, Ca};
@@ -107,20 +109,25 @@ async fn take(mut incoming: tokio::sync::mpsc::Receiver<Incoming>, sessions: &Se
                 Some(Incoming::Node(accepted)) => {
                     nodes.spawn(look_after(members.clone(), sessions.clone(), accepted));
                 }
-                Some(Incoming::Join(mut stream)) => {
-                    let members = members.clone();
-                    joins.spawn(async move {
-                        let decide = async |request| members.decide(request).await;
-                        if let Err(error) = membership::answer(&mut stream, decide).await {
-                            tracing::warn!(%error, "a board broke off joining");
-                        }
-                    });
+                Some(Incoming::Join { stream, from }) => {
+                    // Whatever is decided, the log says about whom.
+                    let span = tracing::warn_span!("join", from);
+                    joins.spawn(join(members.clone(), stream).instrument(span));
                 }
                 None => return,
             },
             Some(_) = nodes.join_next() => {}
             Some(_) = joins.join_next() => {}
         }
+    }
+}
+
+async fn join(members: Arc<Members>, mut stream: Box<JoinStream>) {
+    let decide = async |request| members.decide(request).await;
+    match membership::answer(&mut stream, decide).await {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::InvalidData => tracing::warn!(%error, "a join is refused"),
+        Err(error) => tracing::info!(%error, "a board broke off joining"),
     }
 }
 

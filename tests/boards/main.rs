@@ -8,6 +8,7 @@ mod failover;
 mod network;
 mod offline;
 mod presence;
+mod readiness;
 mod start;
 mod streams;
 mod verbs;

@@ -3,25 +3,19 @@
 use std::time::{Duration, Instant};
 
 use crate::common::fleet::Fleet;
-use crate::common::{Cluster, fetch, text};
+use crate::common::{Cluster, fetch, manifests, text};
 
-/// One pod on each board that says where it is, behind Services of every kind; `near` leaves the board behind NAT out.
-const WEB: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      nodeSelector: {fleet: 'true'}
-      containers:
-      - {name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'echo $NODE > /tmp/index.html; exec httpd -f -p 8080 -h /tmp'],
-         env: [{name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]}
----
+/// Says where it is.
+const POD: &str = "
+terminationGracePeriodSeconds: 0
+nodeSelector: {fleet: 'true'}
+containers:
+- {name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'echo $NODE > /tmp/index.html; exec httpd -f -p 8080 -h /tmp'],
+   env: [{name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]}
+";
+
+/// Of every kind; `near` leaves the board behind NAT out.
+const SERVICES: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: all}
@@ -73,7 +67,8 @@ fn until_all(names: &[&str], ask: impl Fn() -> String) {
 fn pods_and_services_reach_across_boards() {
     let fleet = Fleet::new();
     let cluster = &fleet.cluster;
-    cluster.apply(WEB);
+    cluster.apply(&manifests::web(3, POD));
+    cluster.apply(SERVICES);
     cluster.k("rollout status deployment web --timeout=90s");
     for node in NEAR {
         cluster.k(&format!("label {} near=true", cluster.pod_on(node, "app=web")));

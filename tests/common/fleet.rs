@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::bad_link::{BadLink, Conditions};
-use super::{Clock, Cluster, Netns, PATIENCE, await_ready, binary, images, launch, leaks, run, tail, text};
+use super::{Clock, Cluster, Netns, PATIENCE, await_ready, binary, images, ip, launch, leaks, run, tail, text};
 
 /// A switch; everything on it has an address in 192.168.77.0/24.
 pub struct Lan {
@@ -106,10 +106,6 @@ impl Router {
         super::run_with_input(router.command("nft").args(["-f", "-"]), &rules);
         Self { netns: router, outside }
     }
-}
-
-fn ip(netns: &Netns, words: &str) {
-    run(Command::new("ip").args(["-n", &netns.0]).args(words.split_whitespace()));
 }
 
 /// A board that is not the server: a data directory, a namespace, and the daemon when it runs.

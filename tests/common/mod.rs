@@ -9,6 +9,7 @@ pub mod bad_link;
 pub mod fleet;
 pub mod images;
 pub mod leaks;
+pub mod manifests;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -94,6 +95,17 @@ impl Cluster {
         let mut cluster = Self::stopped();
         cluster.start_daemon();
         cluster
+    }
+
+    /// Everything but the daemon, on a segment with one other host: 192.168.56.2 and, at its `eth0`, 192.168.56.100.
+    pub fn on_a_wire() -> (Self, Netns) {
+        let (cluster, host) = (Self::stopped(), Netns::new());
+        ip(&cluster.netns, &format!("link add lan0 type veth peer name eth0 netns {}", host.0));
+        for (netns, interface, address) in [(&cluster.netns, "lan0", 2), (&host, "eth0", 100)] {
+            ip(netns, &format!("addr add 192.168.56.{address}/24 dev {interface}"));
+            ip(netns, &format!("link set {interface} up"));
+        }
+        (cluster, host)
     }
 
     /// Everything but the daemon.
@@ -379,6 +391,11 @@ pub fn kubectls() -> Vec<PathBuf> {
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     checked(command, output)
+}
+
+/// `ip` in a namespace.
+pub fn ip(netns: &Netns, words: &str) {
+    run(Command::new("ip").args(["-n", &netns.0]).args(words.split_whitespace()));
 }
 
 /// Runs a command with standard input.

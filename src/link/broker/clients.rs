@@ -1,6 +1,7 @@
 //! The clients that are connected, and the way to them.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -18,13 +19,14 @@ const FILTERS: usize = 8;
 pub(super) struct Client {
     pub(super) id: String,
     pub(super) identity: Identity,
+    pub(super) peer: SocketAddr,
     pub(super) queue: Queue,
     filters: Mutex<Vec<String>>,
 }
 
 impl Client {
-    pub(super) fn new(id: String, identity: Identity) -> Arc<Self> {
-        Arc::new(Self { id, identity, queue: Queue::default(), filters: Mutex::default() })
+    pub(super) fn new(id: String, identity: Identity, peer: SocketAddr) -> Arc<Self> {
+        Arc::new(Self { id, identity, peer, queue: Queue::default(), filters: Mutex::default() })
     }
 
     fn filters(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
@@ -32,14 +34,14 @@ impl Client {
     }
 
     /// Adds a filter the client may have; false if there are too many.
-    pub(super) fn subscribe(&self, filter: String) -> bool {
+    pub(super) fn subscribe(&self, filter: &str) -> bool {
         let mut filters = self.filters();
-        if filters.contains(&filter) {
+        if filters.iter().any(|f| f == filter) {
             return true;
         }
         let fits = filters.len() < FILTERS;
         if fits {
-            filters.push(filter);
+            filters.push(filter.to_owned());
         }
         fits
     }
@@ -73,7 +75,7 @@ impl Clients {
     pub(super) fn add(&self, client: Arc<Client>) {
         let older = self.connected().insert(client.id.clone(), client);
         if let Some(older) = older {
-            tracing::info!(client = older.id, "a new connection takes over");
+            tracing::info!(peer = %older.peer, client = older.id, "a new connection takes over");
             older.queue.close();
         }
     }
@@ -84,6 +86,11 @@ impl Clients {
         if connected.get(&client.id).is_some_and(|c| Arc::ptr_eq(c, client)) {
             connected.remove(&client.id);
         }
+    }
+
+    /// Where a client connects from.
+    pub(crate) fn peer(&self, id: &str) -> Option<SocketAddr> {
+        self.connected().get(id).map(|client| client.peer)
     }
 
     /// How many there are.

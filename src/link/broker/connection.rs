@@ -1,12 +1,13 @@
 //! One connection, from its TLS handshake to its last will.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rumqttc::mqttbytes::v4::{
-    ConnAck, Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, SubAck, Subscribe, SubscribeReasonCode,
-    UnsubAck,
+    ConnAck, Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, SubAck, Subscribe, SubscribeFilter,
+    SubscribeReasonCode, UnsubAck,
 };
 use rumqttc::mqttbytes::{Protocol, QoS};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -39,7 +40,7 @@ const ANSWERS: usize = 4;
 pub(super) enum End {
     #[error("no introduction within {} s", HANDSHAKE.as_secs())]
     Silent,
-    #[error("TLS handshake: {0}")]
+    #[error("refused a TLS handshake: {0}")]
     Tls(std::io::Error),
     #[error(transparent)]
     Packet(#[from] PacketError),
@@ -64,6 +65,19 @@ pub(super) enum End {
     ServerGone,
 }
 
+impl End {
+    /// Whether the client did what no honest one does: its owner wants to know, however it came to it.
+    pub(super) fn is_offence(&self) -> bool {
+        match self {
+            // So rustls calls what it does not accept. The others are those of a connection that breaks.
+            Self::Tls(error) => error.kind() == std::io::ErrorKind::InvalidData,
+            Self::Packet(error) => matches!(error, PacketError::Malformed(_)),
+            Self::Refused(_) | Self::Violation { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// What all connections share.
 pub(super) struct Shared {
     pub(super) clients: Arc<Clients>,
@@ -84,11 +98,11 @@ pub(super) struct Admitted {
 }
 
 /// Finds out who connects and whether he may.
-pub(super) async fn admit(shared: &Shared, tcp: TcpStream) -> Result<Admitted, End> {
-    timeout(HANDSHAKE, introduce(shared, tcp)).await.unwrap_or(Err(End::Silent))
+pub(super) async fn admit(shared: &Shared, tcp: TcpStream, peer: SocketAddr) -> Result<Admitted, End> {
+    timeout(HANDSHAKE, introduce(shared, tcp, peer)).await.unwrap_or(Err(End::Silent))
 }
 
-async fn introduce(shared: &Shared, tcp: TcpStream) -> Result<Admitted, End> {
+async fn introduce(shared: &Shared, tcp: TcpStream, peer: SocketAddr) -> Result<Admitted, End> {
     let mut stream = TlsStream::accept(tcp, shared.tls.broker.clone()).await.map_err(End::Tls)?;
     let mut reader = PacketReader::default();
     let connect = match reader.next(&mut stream, MAX_CONNECT).await? {
@@ -108,7 +122,7 @@ async fn introduce(shared: &Shared, tcp: TcpStream) -> Result<Admitted, End> {
     };
     let asked = Duration::from_secs(connect.keep_alive.into());
     let keepalive = if asked.is_zero() { LONGEST_KEEPALIVE } else { asked.min(LONGEST_KEEPALIVE) };
-    let client = Client::new(connect.client_id, identity);
+    let client = Client::new(connect.client_id, identity, peer);
     // Here, so that what is left is small: it is moved about.
     let (from, to) = tokio::io::split(stream);
     Ok(Admitted { from, to, reader, client, keepalive, will: connect.last_will, join })
@@ -222,17 +236,21 @@ async fn take(clients: &Clients, client: &Client, packet: Packet) -> Result<Opti
             Ok((qos == QoS::AtLeastOnce).then(|| Packet::PubAck(PubAck::new(pkid))))
         }
         Packet::Subscribe(Subscribe { pkid, filters }) => {
-            let grant = |filter: rumqttc::mqttbytes::v4::SubscribeFilter| {
-                if !clients.topics.may_subscribe(&client.identity, &filter.path) {
-                    tracing::warn!(client = client.id, filter = filter.path, "may not subscribe");
-                    return SubscribeReasonCode::Failure;
+            let mut refused = Vec::new();
+            let grant = |filter: SubscribeFilter| {
+                let may = clients.topics.may_subscribe(&client.identity, &filter.path);
+                if may && client.subscribe(&filter.path) {
+                    return SubscribeReasonCode::Success(filter.qos.min_once());
                 }
-                match client.subscribe(filter.path) {
-                    true => SubscribeReasonCode::Success(filter.qos.min_once()),
-                    false => SubscribeReasonCode::Failure,
-                }
+                refused.push(filter.path);
+                SubscribeReasonCode::Failure
             };
-            Ok(Some(Packet::SubAck(SubAck::new(pkid, filters.into_iter().map(grant).collect()))))
+            let codes = filters.into_iter().map(grant).collect();
+            if !refused.is_empty() {
+                let (peer, client) = (client.peer, &client.id);
+                tracing::warn!(%peer, "{client}: may not subscribe to {refused:?}");
+            }
+            Ok(Some(Packet::SubAck(SubAck::new(pkid, codes))))
         }
         Packet::Unsubscribe(packet) => {
             packet.topics.iter().for_each(|filter| client.unsubscribe(filter));

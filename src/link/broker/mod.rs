@@ -13,6 +13,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,7 +74,7 @@ async fn listen(shared: Arc<Shared>, listener: TcpListener) {
                     };
                     let shared = shared.clone();
                     connections.spawn(async move {
-                        let end = connection(&shared, tcp, place).await;
+                        let end = connection(&shared, tcp, peer, place).await;
                         report(&end, peer);
                     });
                 }
@@ -87,12 +88,12 @@ async fn listen(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-async fn connection(shared: &Shared, tcp: TcpStream, place: OwnedSemaphorePermit) -> End {
+async fn connection(shared: &Shared, tcp: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) -> End {
     if let Err(error) = prepare(&tcp) {
         return End::Tls(error);
     }
     // Boxed: what the handshake needs is not to lie in every connection for the rest of its life.
-    let admitted = match Box::pin(connection::admit(shared, tcp)).await {
+    let admitted = match Box::pin(connection::admit(shared, tcp, peer)).await {
         Ok(admitted) => admitted,
         Err(end) => return end,
     };
@@ -100,9 +101,9 @@ async fn connection(shared: &Shared, tcp: TcpStream, place: OwnedSemaphorePermit
     connection::serve(&shared.clients, admitted).await
 }
 
-fn report(end: &End, peer: std::net::SocketAddr) {
-    match end {
-        End::Refused(_) | End::Violation { .. } => tracing::warn!(%peer, "{end}"),
-        _ => tracing::debug!(%peer, "connection ended: {end}"),
+fn report(end: &End, peer: SocketAddr) {
+    match end.is_offence() {
+        true => tracing::warn!(%peer, "{end}"),
+        false => tracing::debug!(%peer, "connection ended: {end}"),
     }
 }

@@ -97,6 +97,14 @@ impl Bus {
         }
     }
 
+    /// Who a joining client is, as far as can be told: the address it comes from, where the broker is our own.
+    pub(super) fn origin(&self, client: &str) -> String {
+        match &self.way {
+            Way::Own(clients) => clients.peer(client).map_or_else(|| client.to_owned(), |peer| peer.to_string()),
+            Way::Remote(_) => client.to_owned(),
+        }
+    }
+
     /// Ends a node's connections, where the broker is our own.
     pub(crate) fn disconnect(&self, node: &str) {
         if let Way::Own(clients) = &self.way {

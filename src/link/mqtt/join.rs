@@ -2,6 +2,7 @@
 //!
 //! A byte stream in numbered messages, at most [`AHEAD`] bytes of it unread by the other end, and a TLS session on it.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ const PIECE: usize = 8 * 1024;
 const AHEAD: usize = 64 * 1024;
 /// Messages that wait.
 const MESSAGES: usize = 32;
+/// The last will of who joins: a number that is never reached.
+const FAREWELL: &[u8] = &[0xff; 8];
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// A sealed byte stream between a joining node, that knows the CA's hash, and the server, that knows nothing of it yet.
@@ -79,7 +82,7 @@ async fn attempt(address: &str, tls: &ClientTls, topics: &Topics) -> Result<Join
         id: id.clone(),
         name: join_name(),
         keepalive: KEEPALIVE,
-        will: Some((topics.join_up(&id), Bytes::from_static(&[0xff; 8]))),
+        will: Some((topics.join_up(&id), Bytes::from_static(FAREWELL))),
         filters: vec![topics.join_down(&id)],
     };
     let client = client::connect(address, tls.outer.clone(), options).await.map_err(|e| e.to_string())?;
@@ -159,6 +162,11 @@ pub(super) fn is_first(message: &[u8]) -> bool {
     message.starts_with(&[0; 8])
 }
 
+/// Whether a message is the last will of who joined.
+pub(super) fn is_farewell(message: &[u8]) -> bool {
+    message == FAREWELL
+}
+
 /// The server's side of a join.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -183,11 +191,20 @@ pub(super) fn serve(
     let run = async move {
         let (ours, theirs) = tokio::io::duplex(AHEAD);
         let (from, to) = tokio::io::split(ours);
+        let from_whom = bus.origin(&client);
         let greet = async {
             match timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(theirs)).await {
-                Ok(Ok(stream)) => drop(incoming.send(Incoming::Join(Box::new(stream.into()))).await),
-                Ok(Err(error)) => tracing::warn!(client, %error, "a join failed"),
-                Err(_) => tracing::warn!(client, "a join fell silent"),
+                Ok(Ok(stream)) => {
+                    let join = Incoming::Join { stream: Box::new(stream.into()), from: from_whom.clone() };
+                    // Fails only when the server ends.
+                    drop(incoming.send(join).await);
+                }
+                // So rustls calls what it does not accept. The others are those of a connection that breaks.
+                Ok(Err(error)) if error.kind() == ErrorKind::InvalidData => {
+                    tracing::warn!(from = from_whom, %error, "a join is refused");
+                }
+                Ok(Err(error)) => tracing::info!(from = from_whom, %error, "a join failed"),
+                Err(_) => tracing::info!(from = from_whom, "a join fell silent"),
             }
         };
         let (packed, mut to_carry) = mpsc::channel(1);
@@ -200,7 +217,7 @@ pub(super) fn serve(
         };
         let carry = async { tokio::join!(greet, pack(from, packed), send, deliver(receiver, to)) };
         if timeout(LIFE, carry).await.is_err() {
-            tracing::info!(client, "a join took too long");
+            tracing::info!(from = from_whom, "a join took too long");
         }
     };
     (Server { messages }, run)

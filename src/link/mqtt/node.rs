@@ -15,7 +15,7 @@ use super::bus::{OFFLINE, ONLINE};
 use super::client::{self, ClientError, Options};
 use super::control::{TO_NODE, TO_SERVER, encode};
 use super::mux::{self, End, Ends, Role};
-use super::seal::{Seal, SessionId};
+use super::seal::{self, Seal, Seen, SessionId};
 use super::server::CALM;
 use super::tls::{ClientTls, TlsError, server_name};
 use super::topic::{PRESENCE, RESET, SESSION, Topics};
@@ -304,9 +304,22 @@ impl Link {
         let node = &self.config.node;
         let (up, down) = (self.topics.up(node, SESSION), self.topics.down(node, SESSION));
         let (reset, server) = (self.topics.down(node, RESET), self.topics.server());
+        let (mut seen, mut foreign) = (Seen::default(), false);
         let sort = async {
             while let Some((topic, payload)) = incoming.recv().await {
                 if topic == down {
+                    match seal::parse(payload.clone()) {
+                        None => tracing::warn!(bytes = payload.len(), "refused a message that belongs to no session"),
+                        Some((session, number, _)) if session != id => {
+                            if !std::mem::replace(&mut foreign, true) {
+                                tracing::info!(number, "a message of another session is passed by");
+                            }
+                        }
+                        Some((_, number, _)) if seen.again(number) => {
+                            tracing::info!(number, "a message came again, and is passed by");
+                        }
+                        Some(_) => {}
+                    }
                     // Fails when the session has ended by itself.
                     let _ = to_session.send(payload).await;
                     continue;

@@ -70,6 +70,24 @@ impl TryAdvance for Bytes {
     }
 }
 
+/// Notices that messages come again. [`Seal::open`] passes those by, whoever repeats them.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    next: u64,
+    told: bool,
+}
+
+impl Seen {
+    /// Whether a message of this number was here before, and none before it was.
+    pub(super) fn again(&mut self, number: u64) -> bool {
+        let again = number < self.next;
+        self.next = self.next.max(number.saturating_add(1));
+        let first = again && !self.told;
+        self.told |= again;
+        first
+    }
+}
+
 /// The session cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SealError {

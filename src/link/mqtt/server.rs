@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::control::{TO_NODE, TO_SERVER};
 use super::join::{self, JoinStream};
 use super::mux::{self, End, Ends, Role};
-use super::seal::{self, Seal, SessionId};
+use super::seal::{self, Seal, Seen, SessionId};
 use super::tls::{ServerTls, node_name};
 use super::topic::{PRESENCE, RESET, SESSION, Topics, Up};
 use super::{Bus, Event, Inbox, session};
@@ -39,8 +39,13 @@ pub type Allowed = Arc<dyn Fn(&str, &CertificateDer<'_>) -> bool + Send + Sync>;
 pub enum Incoming {
     /// A node begins a session. An older one of the same node is over.
     Node(Accepted),
-    /// Somebody wants to join; the stream ends after two minutes at the latest.
-    Join(Box<JoinStream>),
+    /// Somebody wants to join.
+    Join {
+        /// The way to him; it ends after two minutes at the latest.
+        stream: Box<JoinStream>,
+        /// Who he is, as far as can be told: the address he comes from, or what he calls himself at a broker of others.
+        from: String,
+    },
 }
 
 /// A node's session.
@@ -105,6 +110,7 @@ struct Proven {
 /// A session's task.
 struct Task {
     session: SessionId,
+    seen: Seen,
     messages: channel::Sender<Bytes>,
     abort: AbortHandle,
 }
@@ -193,7 +199,10 @@ impl Server {
     }
 
     fn session_message(&mut self, name: &str, message: Bytes) {
-        let Some((session, number, _)) = seal::parse(message.clone()) else { return };
+        let Some((session, number, _)) = seal::parse(message.clone()) else {
+            tracing::warn!(node = name, bytes = message.len(), "refused a message that belongs to no session");
+            return;
+        };
         if !self.nodes.contains_key(name) {
             self.nodes.insert(name.to_owned(), Node::default());
         }
@@ -202,6 +211,9 @@ impl Server {
             if let Some(known) = task
                 && known.session == session
             {
+                if known.seen.again(number) {
+                    tracing::info!(node = name, number, "a message came again, and is passed by");
+                }
                 if let Err(channel::TrySendError::Full) = known.messages.try_send(message) {
                     tracing::warn!(node = name, "more messages at once than the protocol allows");
                     *task = None;
@@ -213,6 +225,7 @@ impl Server {
             return;
         }
         if number > 0 {
+            tracing::info!(node = name, number, "refused a message of a session that is over, or never was");
             self.reset(name, session);
             return;
         }
@@ -221,7 +234,7 @@ impl Server {
         let _ = messages.try_send(message);
         let task = serve(self.shared.clone(), name.to_owned(), session, receiver);
         let abort = self.tasks.spawn(task);
-        node.candidate = Some(Task { session, messages, abort });
+        node.candidate = Some(Task { session, seen: Seen::default(), messages, abort });
     }
 
     /// Ends what there is of a node. A broker that is not ours keeps its connection: there the node is told.
@@ -254,7 +267,10 @@ impl Server {
 
     /// The last will of one of a node's connections.
     fn gone(&mut self, name: &str, payload: &[u8]) {
-        let Ok(connection) = payload.try_into().map(u64::from_be_bytes) else { return };
+        let Ok(connection) = payload.try_into().map(u64::from_be_bytes) else {
+            tracing::warn!(node = name, bytes = payload.len(), "refused a last will that names no connection");
+            return;
+        };
         let Some(node) = self.nodes.get_mut(name) else { return };
         for task in node.tasks() {
             if task.as_ref().is_some_and(|t| t.session.connection == connection) {
@@ -291,7 +307,12 @@ impl Server {
 
     fn join_message(&mut self, client: &str, message: Bytes) {
         if !self.joins.contains_key(client) {
+            if join::is_farewell(&message) {
+                return;
+            }
             if self.joins.len() >= JOINS || !join::is_first(&message) {
+                let from = self.shared.bus.origin(client);
+                tracing::info!(from, "refused what is not the beginning of a join, or one too many");
                 return;
             }
             let (shared, id) = (self.shared.clone(), client.to_owned());
@@ -304,6 +325,7 @@ impl Server {
             });
         }
         if self.joins.get(client).is_some_and(|server| !server.take(message)) {
+            tracing::warn!(from = self.shared.bus.origin(client), "more messages of a join than the protocol allows");
             self.joins.remove(client);
         }
     }
@@ -316,7 +338,8 @@ async fn serve(shared: Arc<Shared>, node: String, session: SessionId, messages: 
         Err(end) => end,
     };
     match end {
-        End::Closed | End::Carrier => tracing::info!(node, "the session ended: {end}"),
+        // What happens to the honest, too: by a bad link, or to what an outage kept and delivers late.
+        End::Closed | End::Carrier | End::Silent | End::Stalled => tracing::info!(node, "the session ended: {end}"),
         _ => tracing::warn!(node, "the session ended: {end}"),
     }
     if matches!(end, End::Stalled) {

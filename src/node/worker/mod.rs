@@ -31,7 +31,7 @@ use super::files::DnsConfig;
 use super::outbox::Outbox;
 use super::pod::{Desired, Facts};
 use super::probes::Found;
-use super::services::ServiceView;
+use super::service_view::ServiceView;
 use super::status::{self, Now, View, Waiting};
 use super::volumes::Prepared;
 use crate::link::message::PodReport;
@@ -426,6 +426,10 @@ impl<E: Engine> Worker<E> {
         match serde_json::to_value(&status) {
             Ok(value) => self.node.outbox.status(PodReport { pod: self.pod.pod_name(), status: value }),
             Err(error) => tracing::error!(pod = self.pod.uid(), %error, "cannot write the pod's status"),
+        }
+        if !self.pod.host_network() {
+            let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+            self.node.services.own_pod(self.pod.uid(), &self.facts.pod_ips, ready);
         }
         self.published = Some(status);
         self.reported = Some(self.resync);

@@ -75,7 +75,7 @@ impl Server {
     async fn accepted(&mut self) -> Accepted {
         match timeout(SOON, self.incoming.recv()).await.expect("nobody came").unwrap() {
             Incoming::Node(accepted) => accepted,
-            Incoming::Join(_) => panic!("a join"),
+            Incoming::Join { .. } => panic!("a join"),
         }
     }
 
@@ -405,7 +405,9 @@ async fn joining_needs_the_right_server_only() {
             answer
         }
     });
-    let Some(Incoming::Join(mut stream)) = timeout(SOON, server.incoming.recv()).await.unwrap() else { panic!() };
+    let Some(Incoming::Join { mut stream, .. }) = timeout(SOON, server.incoming.recv()).await.unwrap() else {
+        panic!()
+    };
     let mut question = [0; 9];
     stream.read_exact(&mut question).await.unwrap();
     assert_eq!(&question, b"let me in");

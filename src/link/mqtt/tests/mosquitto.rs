@@ -137,7 +137,7 @@ impl Cluster {
     async fn accepted(&mut self) -> Accepted {
         match timeout(SOON, self.incoming.recv()).await.expect("nobody came").unwrap() {
             Incoming::Node(accepted) => accepted,
-            Incoming::Join(_) => panic!("a join"),
+            Incoming::Join { .. } => panic!("a join"),
         }
     }
 }
@@ -262,7 +262,7 @@ async fn boards_join_by_mosquitto() {
     let joined = async { joined.await.map_err(|e| e.to_string()) };
     let incoming = async { timeout(SOON, cluster.incoming.recv()).await.map_err(|e| e.to_string()) };
     let (mut joined, incoming) = tokio::try_join!(joined, incoming).unwrap();
-    let Some(Incoming::Join(mut server)) = incoming else { panic!() };
+    let Some(Incoming::Join { stream: mut server, .. }) = incoming else { panic!() };
     joined.write_all(b"token").await.unwrap();
     joined.flush().await.unwrap();
     let mut token = [0; 5];

@@ -127,7 +127,7 @@ impl World {
     pub(super) async fn accepted(&mut self) -> Accepted {
         match timeout(Duration::from_secs(600), self.incoming.recv()).await.expect("no session").unwrap() {
             Incoming::Node(accepted) => accepted,
-            Incoming::Join(_) => panic!("a join"),
+            Incoming::Join { .. } => panic!("a join"),
         }
     }
 

@@ -5,6 +5,7 @@ use super::*;
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
 const OWNER: Role = Role::Owner { alone: false };
 const ALONE: Role = Role::Owner { alone: true };
+const FIRST: Role = Role::Standby { rank: 1 };
 const STEP: Duration = Duration::from_millis(10);
 
 fn mac(last: u8) -> Mac {
@@ -187,7 +188,7 @@ fn of_two_that_want_it_at_once_one_gets_it() {
 #[test]
 fn the_standby_takes_over_and_gives_back() {
     let mut lan = Lan::new();
-    lan.join(2, Role::Standby);
+    lan.join(2, FIRST);
     lan.join(1, OWNER);
     lan.seconds(30);
     assert_eq!(lan.holders(), [1]);
@@ -227,10 +228,10 @@ fn the_standby_takes_over_and_gives_back() {
 fn ownership_moves_without_a_gap() {
     let mut lan = Lan::new();
     lan.join(1, OWNER);
-    lan.join(2, Role::Standby);
+    lan.join(2, FIRST);
     lan.seconds(10);
     lan.news.clear();
-    lan.role(1, Role::Standby);
+    lan.role(1, FIRST);
     lan.role(2, OWNER);
     while lan.holders() != [2] {
         lan.run(STEP);
@@ -246,7 +247,7 @@ fn views_that_differ_for_a_while_do_no_harm() {
     // Node 1 lost its server and still thinks that it is the owner, as node 2 was told to be.
     let mut lan = Lan::new();
     lan.join(1, OWNER);
-    lan.join(2, Role::Standby);
+    lan.join(2, FIRST);
     lan.seconds(10);
     lan.role(2, OWNER);
     lan.seconds(60);
@@ -259,7 +260,7 @@ fn views_that_differ_for_a_while_do_no_harm() {
 fn a_segment_that_fell_apart_heals() {
     let mut lan = Lan::new();
     lan.join(1, OWNER);
-    lan.join(2, Role::Standby);
+    lan.join(2, FIRST);
     lan.seconds(10);
     lan.unplugged = vec![1];
     lan.seconds(30);
@@ -272,4 +273,108 @@ fn a_segment_that_fell_apart_heals() {
     assert_eq!(last, Some(1), "everyone knows again who has it");
     lan.seconds(60);
     assert_eq!(lan.holders(), [1]);
+}
+
+/// An owner, host 1, and three standbys in the order of their numbers; some time has passed.
+fn four(moment: u64) -> Lan {
+    let mut lan = Lan::new();
+    // The last in order has the lowest hardware address, and has been there longest.
+    for (host, rank) in [(2, 3), (4, 2), (3, 1)] {
+        lan.join(host, Role::Standby { rank });
+    }
+    lan.join(9, OWNER);
+    lan.seconds(20);
+    lan.run(Duration::from_millis(moment));
+    assert_eq!(lan.holders(), [9]);
+    lan
+}
+
+/// Runs until somebody has the address; no two ever do.
+fn until_held(lan: &mut Lan) -> (u8, Duration) {
+    let began = lan.now;
+    while lan.holders().is_empty() {
+        assert!(lan.now - began < Duration::from_secs(30), "{:?}", lan.hosts);
+        lan.run(STEP);
+    }
+    let took = lan.now - began;
+    for _ in 0..1000 {
+        lan.run(STEP);
+        assert!(lan.holders().len() == 1, "{:?} {:?}", lan.hosts, lan.news);
+    }
+    (lan.holders()[0], took)
+}
+
+#[test]
+fn whoever_is_next_in_order_takes_over_whoever_else_has_died() {
+    for moment in (0..10_000).step_by(470) {
+        for (dead, next, limit) in
+            [(&[9][..], 3, 1700), (&[3, 9], 4, 4900), (&[3, 4, 9], 2, 9900), (&[4, 9], 3, 1700), (&[2, 3, 9], 4, 4900)]
+        {
+            let mut lan = four(moment);
+            dead.iter().for_each(|host| lan.leave(*host));
+            let (holder, took) = until_held(&mut lan);
+            assert_eq!(holder, next, "{dead:?} died after {moment} ms");
+            assert!(took < Duration::from_millis(limit), "{dead:?} died after {moment} ms: {took:?}");
+        }
+    }
+}
+
+#[test]
+fn one_after_the_other_dies_and_all_come_back() {
+    for moment in (0..4000).step_by(310) {
+        let mut lan = four(moment);
+        for (dies, next) in [(9, 3), (3, 4), (4, 2)] {
+            lan.leave(dies);
+            assert_eq!(until_held(&mut lan).0, next);
+            lan.run(Duration::from_millis(moment));
+        }
+        // One that comes back does not take it away from a standby; the owner does.
+        lan.join(4, Role::Standby { rank: 2 });
+        lan.join(3, FIRST);
+        lan.seconds(20);
+        assert_eq!(lan.holders(), [2]);
+        lan.news.clear();
+        lan.join(9, OWNER);
+        assert!(lan.until_held_by(9) < Duration::from_secs(1));
+        lan.seconds(20);
+        assert_eq!(
+            (lan.holders(), lan.news.as_slice()),
+            (vec![9], &[(9, News::Taken), (2, News::Yielded(mac(9)))][..])
+        );
+    }
+}
+
+#[test]
+fn many_standbys_ask_little_more_than_one() {
+    let mut lan = Lan::new();
+    lan.join(1, OWNER);
+    lan.join(2, FIRST);
+    lan.seconds(30);
+    lan.sent();
+    lan.seconds(60);
+    let one = lan.sent();
+    (2..6).for_each(|rank| lan.join(10 + rank as u8, Role::Standby { rank }));
+    lan.seconds(60);
+    lan.sent();
+    lan.seconds(60);
+    assert!(lan.wire.iter().all(|(_, f)| f.to != [0xff; 6]), "everyone is left in peace");
+    assert!(lan.sent() < one * 8 / 5);
+    // A host asks: each standby looks once, no more often than it may.
+    for _ in 0..10 {
+        lan.say(99, vec![ask(99)]);
+    }
+    lan.run(STEP * 2);
+    assert!(lan.sent() <= 10 + 10 + 5 * 2);
+    assert_eq!(lan.holders(), [1]);
+}
+
+#[test]
+fn a_standby_that_moves_up_looks_as_often_as_its_place_asks_for() {
+    let mut lan = Lan::new();
+    lan.join(1, OWNER);
+    lan.join(2, Role::Standby { rank: 8 });
+    lan.seconds(70);
+    lan.role(2, FIRST);
+    lan.leave(1);
+    assert!(lan.until_held_by(2) < Duration::from_millis(1700));
 }
