@@ -156,7 +156,7 @@ impl Bench {
                 ToServer::PodStatus(report) => self.statuses.push((Instant::now(), report.status)),
                 ToServer::PodGone(pod) => self.gone.push(pod.uid),
                 ToServer::Event(event) => self.events.push(format!("{}: {}", event.reason, event.message)),
-                ToServer::Hello | ToServer::Node(_) | ToServer::Address(_) => {}
+                ToServer::Hello | ToServer::Lacks { .. } | ToServer::Node(_) | ToServer::Address(_) => {}
             }
         }
     }

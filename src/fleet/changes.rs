@@ -49,6 +49,8 @@ pub(super) struct News {
     pub(super) pods: BTreeSet<Key>,
     /// Objects it uses.
     pub(super) objects: BTreeSet<Reference>,
+    /// UIDs of pods of which it asks for everything.
+    pub(super) lacking: BTreeSet<String>,
 }
 
 impl Subscriber {
@@ -106,6 +108,13 @@ impl Changes {
             subscriber.note(|news| news.pods.extend([event.object.key.clone()]));
         }
         Ok(())
+    }
+
+    /// A node asks for everything of a pod.
+    pub(super) fn lacks(&self, node: &str, uid: &str) {
+        for subscriber in self.waiting().nodes.get(node).into_iter().flatten() {
+            subscriber.note(|news| news.lacking.extend([uid.to_owned()]));
+        }
     }
 
     fn object(&self, reference: Reference) {

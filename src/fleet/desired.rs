@@ -14,6 +14,7 @@ use crate::kinds::Object;
 use crate::kinds::meta;
 use crate::kinds::status::Status;
 use crate::link::channel;
+use crate::link::known::KnownPod;
 use crate::link::message::{Dependency, DesiredPod, Envelope, Reference, Sequence, ToNode, references};
 use crate::registry::ListOptions;
 use crate::store::Key;
@@ -50,6 +51,17 @@ pub(super) async fn keep(fleet: &Fleet, node: &str, asked: &Notify, to_node: cha
             }
         }
     }
+}
+
+/// How a pod is told.
+#[derive(Clone, Copy, PartialEq)]
+enum How {
+    /// With everything it uses, if any of that is new.
+    IfChanged,
+    /// With everything it uses.
+    Whole,
+    /// Without what the node holds if it has been here before.
+    Known,
 }
 
 /// What the node was told of one pod.
@@ -117,7 +129,7 @@ impl Teller<'_> {
         let options = ListOptions::default().fields(&format!("spec.nodeName={}", self.node));
         for raw in self.fleet.registry.list(&self.fleet.kinds.pods, &options)?.items {
             let object = raw.object()?;
-            self.tell_pod(raw.key, object, true).await?;
+            self.tell_pod(raw.key, object, How::Known).await?;
         }
         self.forget_unused();
         Ok(())
@@ -128,7 +140,7 @@ impl Teller<'_> {
         self.to_node.send(envelope).await.map_err(|_| End::Gone)
     }
 
-    async fn tell_news(&mut self, News { all, pods, objects }: News) -> Result<(), End> {
+    async fn tell_news(&mut self, News { all, pods, objects, lacking }: News) -> Result<(), End> {
         if all {
             // The history was too short.
             return Err(End::Asked);
@@ -139,6 +151,11 @@ impl Teller<'_> {
         self.forget_unused();
         for reference in objects {
             self.object_changed(reference).await?;
+        }
+        for uid in lacking {
+            // Of no pod but its own.
+            let Some(key) = self.told.get(&uid).map(|told| told.key.clone()) else { continue };
+            self.retell(key).await?;
         }
         Ok(())
     }
@@ -158,7 +175,7 @@ impl Teller<'_> {
             self.send(ToNode::Remove { uid }).await?;
         }
         match pod {
-            Some(pod) => self.tell_pod(key, pod, false).await,
+            Some(pod) => self.tell_pod(key, pod, How::IfChanged).await,
             None => Ok(()),
         }
     }
@@ -168,7 +185,7 @@ impl Teller<'_> {
         self.changes.uses_only(&self.told.values().flat_map(|told| &told.uses).collect());
     }
 
-    async fn tell_pod(&mut self, key: Key, mut pod: Object, always: bool) -> Result<(), End> {
+    async fn tell_pod(&mut self, key: Key, mut pod: Object, how: How) -> Result<(), End> {
         let uid = meta::uid(&pod).to_owned();
         if let Some(metadata) = pod.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.remove("managedFields");
@@ -177,11 +194,16 @@ impl Teller<'_> {
         let uses: BTreeSet<Reference> = objects.iter().map(|d| d.reference.clone()).collect();
         let substance = substance(&pod);
         let known = self.told.get(&uid).is_some_and(|t| t.substance == substance && t.uses == uses);
-        if known && !always {
+        if known && how == How::IfChanged {
             return Ok(());
         }
         self.told.insert(uid, Told { key, substance, uses });
-        self.send(ToNode::Pod(DesiredPod { pod, objects })).await
+        let whole = DesiredPod { pod, objects };
+        let message = match how {
+            How::Known => KnownPod::of(whole).map_or_else(ToNode::Pod, ToNode::Known),
+            How::IfChanged | How::Whole => ToNode::Pod(whole),
+        };
+        self.send(message).await
     }
 
     /// What the pod refers to, as it is now; bound volumes included.
@@ -215,6 +237,16 @@ impl Teller<'_> {
         }
     }
 
+    /// Tells all of a pod again.
+    async fn retell(&mut self, key: Key) -> Result<(), End> {
+        match self.fleet.registry.get(&self.fleet.kinds.pods, &key.namespace, &key.name) {
+            Ok(pod) if meta::str_at(&pod, "/spec/nodeName") == self.node => self.tell_pod(key, pod, How::Whole).await,
+            Err(status) if status.code != 404 => Err(status.into()),
+            // That will be told.
+            _ => Ok(()),
+        }
+    }
+
     async fn object_changed(&mut self, reference: Reference) -> Result<(), End> {
         let users: Vec<Key> =
             self.told.values().filter(|t| t.uses.contains(&reference)).map(|t| t.key.clone()).collect();
@@ -224,11 +256,7 @@ impl Teller<'_> {
         if reference.resource == "persistentvolumeclaims" {
             // It may be bound to a volume now: what the pod uses has changed.
             for key in users {
-                match self.fleet.registry.get(&self.fleet.kinds.pods, &key.namespace, &key.name) {
-                    Ok(pod) => self.tell_pod(key, pod, true).await?,
-                    Err(status) if status.code == 404 => {}
-                    Err(status) => return Err(status.into()),
-                }
+                self.retell(key).await?;
             }
             self.forget_unused();
             return Ok(());

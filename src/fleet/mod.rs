@@ -212,6 +212,10 @@ impl Fleet {
     async fn take(&self, member: &Member, message: ToServer, present: &Notify) -> Result<(), Status> {
         match message {
             ToServer::Hello => Ok(()),
+            ToServer::Lacks { uid } => {
+                self.changes.lacks(&member.name, &uid);
+                Ok(())
+            }
             ToServer::Node(report) => {
                 node::register(&self.registry, &self.kinds, member, report).await?;
                 present.notify_one();

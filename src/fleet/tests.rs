@@ -347,3 +347,24 @@ async fn a_slow_node_hears_the_newest_of_each() {
     assert!(["s70", "s80", "s99"].iter().all(|s| told[*s] == [20]), "{told:?}");
     assert!(pod_at.unwrap() <= link::QUEUE + 1, "{pod_at:?}");
 }
+
+#[tokio::test]
+async fn what_a_node_holds_is_named_and_sent_when_it_asks() {
+    let mut bench = Bench::start().await;
+    bench.hear_nothing().await;
+    bench.create("ConfigMap", config_map("large", &"x".repeat(5000))).await;
+    let name = bench.pod("p", json!({"volumes": [{"name": "v", "configMap": {"name": "large"}}]})).await;
+    let whole = bench.hear_pod().await;
+    assert!(whole.objects[0].object.is_some(), "what is new is sent");
+    bench.say(ToServer::Hello).await;
+    let ToNode::Known(known) = bench.hear().await else { panic!("everything is sent again") };
+    assert!(serde_json::to_string(&known).unwrap().len() < 4000);
+    let complete = known.complete(whole.clone()).unwrap();
+    assert_eq!((&complete.objects, &complete.pod["spec"]), (&whole.objects, &whole.pod["spec"]));
+    bench.hear_of_nodes().await;
+    assert!(matches!(bench.hear().await, ToNode::Complete { pods, .. } if pods == [name.uid.clone()]));
+    bench.say(ToServer::Lacks { uid: "another".into() }).await;
+    bench.silence().await;
+    bench.say(ToServer::Lacks { uid: name.uid }).await;
+    assert_eq!(bench.hear_pod().await.objects, whole.objects);
+}

@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::known::KnownPod;
 use crate::kinds::Object;
 pub use crate::network::services::Peer;
 use crate::network::services::{Service, ServiceName};
@@ -101,6 +102,8 @@ pub enum ToNode {
     Welcome,
     /// A pod the node should have, as it is now.
     Pod(DesiredPod),
+    /// A pod the node should have, as it is now, without what it most likely holds: [`ToServer::Lacks`] if it does not.
+    Known(KnownPod),
     /// An object some of the node's pods use changed.
     Object(Dependency),
     /// The pod's object is gone: end it at once and forget it.
@@ -168,6 +171,11 @@ pub struct Reference {
 pub enum ToServer {
     /// The node is here (again) and asks for everything it should have.
     Hello,
+    /// The node does not hold what it was told to know of a pod, and asks for all of it.
+    Lacks {
+        /// Pod UID.
+        uid: String,
+    },
     /// The node itself.
     Node(NodeReport),
     /// A pod's status. The newest wins.

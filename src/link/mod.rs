@@ -5,6 +5,7 @@
 
 pub mod broker;
 pub mod channel;
+pub mod known;
 pub mod local;
 pub mod membership;
 pub mod message;

@@ -13,6 +13,7 @@ use super::pod::Desired;
 use super::volumes;
 use super::worker::{Left, Order, Shared, Worker};
 use crate::kinds::Object;
+use crate::link::known::KnownPod;
 use crate::link::message::{Arrivals, Dependency, DesiredPod, Envelope, Order as Sequence, Reference, ToNode};
 
 /// What the server may change of a pod's object without the node having to know.
@@ -150,6 +151,7 @@ impl<E: Engine> Agent<E> {
         match envelope.body {
             ToNode::Welcome => {}
             ToNode::Pod(message) => self.take_pod(message).await,
+            ToNode::Known(known) => self.take_known(known).await,
             ToNode::Object(dependency) => self.take_object(dependency).await,
             ToNode::Remove { uid } => self.remove(&uid),
             ToNode::Complete { ref pods, .. } => {
@@ -181,6 +183,23 @@ impl<E: Engine> Agent<E> {
         self.resync += 1;
         for entry in self.entries.values() {
             entry.orders.send_modify(|order| order.resync = self.resync);
+        }
+    }
+
+    /// Takes in a pod whose large objects are on disk, or asks for them.
+    async fn take_known(&mut self, known: KnownPod) {
+        let uid = known.uid().to_owned();
+        let dir = match self.pods.pod(&uid) {
+            Ok(dir) => dir,
+            Err(error) => {
+                tracing::error!(%error, "ignoring a pod");
+                return;
+            }
+        };
+        // What cannot be read is not there.
+        match blocking("reading a pod", move || Ok(known.complete(dir.load()?))).await {
+            Ok(Some(message)) => self.take_pod(message).await,
+            Ok(None) | Err(_) => self.shared.outbox.lacks(uid),
         }
     }
 

@@ -4,7 +4,7 @@
 //! [`MAX_EVENTS`] push out the oldest. Events that find no server go to a [`Journal`]; of statuses the pods' own
 //! directories know.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ pub(super) struct Outbox {
 #[derive(Default)]
 struct Waiting {
     hello: bool,
+    /// UIDs of pods.
+    lacks: BTreeSet<String>,
     node: Option<NodeReport>,
     statuses: BTreeMap<String, PodReport>,
     gone: BTreeMap<String, PodName>,
@@ -58,6 +60,13 @@ impl Outbox {
     /// Asks the server for everything the node should have.
     pub(super) fn hello(&self) {
         self.add(|w| w.hello = true);
+    }
+
+    /// Asks the server for everything of a pod.
+    pub(super) fn lacks(&self, uid: String) {
+        self.add(|w| {
+            w.lacks.insert(uid);
+        });
     }
 
     /// Reports the node.
@@ -112,6 +121,9 @@ impl Outbox {
         let mut w = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut w.hello) {
             return Some(ToServer::Hello);
+        }
+        if let Some(uid) = w.lacks.pop_first() {
+            return Some(ToServer::Lacks { uid });
         }
         if let Some(node) = w.node.take() {
             return Some(ToServer::Node(node));

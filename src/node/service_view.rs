@@ -116,7 +116,7 @@ impl ServiceView {
                 known.filter(|name| !there.contains(name)).for_each(|name| self.gone(&name));
                 replace(&self.known, true);
             }
-            ToNode::Welcome | ToNode::Pod(_) | ToNode::Object(_) | ToNode::Remove { .. } => {}
+            ToNode::Welcome | ToNode::Pod(_) | ToNode::Known(_) | ToNode::Object(_) | ToNode::Remove { .. } => {}
         }
     }
 
