@@ -32,11 +32,12 @@ impl Trimmer {
         self.activity.notify_one();
     }
 
-    /// Runs for as long as the daemon.
-    pub async fn run(self) {
+    /// Runs for as long as the daemon. `shrink` has its parts let go of what they do not need at rest.
+    pub async fn run<F: Future<Output = ()>>(self, shrink: impl Fn() -> F) {
         loop {
             self.activity.notified().await;
             while tokio::time::timeout(QUIET, self.activity.notified()).await.is_ok() {}
+            shrink().await;
             trim();
         }
     }

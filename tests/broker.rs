@@ -61,7 +61,7 @@ fn boards_come_by_mosquitto() {
     let mut lan = Lan::new();
     let mut cluster = Cluster::stopped();
     lan.plug(&cluster.netns);
-    cluster.server_args.extend(["--broker-url", "mqtts://192.168.77.1:8883", "--join-address", "192.168.77.1:8884"]);
+    cluster.server_args.extend(["--broker-url", "mqtts://192.168.77.1:8883"]);
     cluster.start_daemon();
     let broker = Mosquitto::start(&cluster);
     // What a board says before the server is there, nobody hears.

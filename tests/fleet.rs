@@ -41,6 +41,7 @@ fn a_deployment_spreads_over_a_fleet() {
         with_busybox(agent);
         cluster.until_node(&agent.name, "True");
     }
+    cluster.until("get node pi-1 -o jsonpath={.status.images[*].names}", |names| names.contains("library/busybox"));
     let wide = cluster.k("get nodes -o wide");
     for agent in &agents {
         let line = wide.lines().find(|l| l.starts_with(&agent.name)).unwrap();

@@ -18,11 +18,19 @@ if [[ ${1:-} == tests ]]; then
   [[ -x /usr/sbin/mosquitto ]] || missing+=(mosquitto)
   [[ -e /usr/lib/$(gcc -print-multiarch 2>/dev/null)/faketime/libfaketimeMT.so.1 ]] || missing+=(libfaketime)
 fi
-((${#missing[@]})) || exit 0
-if ! command -v apt-get >/dev/null || [[ $(id -u) != 0 ]]; then
-  echo "missing: ${missing[*]} (as Debian calls them); install them, or run this as root on Debian" >&2
-  exit 1
+if ((${#missing[@]})); then
+  if ! command -v apt-get >/dev/null || [[ $(id -u) != 0 ]]; then
+    echo "missing: ${missing[*]} (as Debian calls them); install them, or run this as root on Debian" >&2
+    exit 1
+  fi
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -qq update
+  apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
 fi
-export DEBIAN_FRONTEND=noninteractive
-apt-get -qq update
-apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+if [[ ${1:-} == tests ]]; then
+  minor=$(kubectl version --client -o json | sed -n 's/.*"minor": "\([0-9]*\).*/\1/p')
+  if ((minor < 27)); then
+    echo "$(command -v kubectl) is of Kubernetes 1.$minor; put kubectl 1.27 or newer into PATH, from https://kubernetes.io/releases/download/" >&2
+    exit 1
+  fi
+fi

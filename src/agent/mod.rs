@@ -101,7 +101,7 @@ pub async fn run(config: AgentConfig) -> Result<(), Error> {
     let link_state = state.clone();
     tasks.spawn(async move { keeping.keep(link_state).await });
     let trimmer = Trimmer::default();
-    tokio::spawn(trimmer.clone().run());
+    tokio::spawn(trimmer.clone().run(async || {}));
     trimmer.active();
     let data_dir = config.data_dir.clone();
     let source = move || status::Status {

@@ -194,7 +194,7 @@ fn next_steps(kubeconfig: &Path) {
         "kubectl scale deployment hello --replicas=5",
         "kubectl exec deploy/hello -- /umiak --version",
         "kubectl logs -f deploy/hello",
-        "kubectl apply -f configs/examples/pod.yaml",
+        "kubectl run mine --image=umiak/demo --image-pull-policy=IfNotPresent",
     ] {
         said(line);
     }

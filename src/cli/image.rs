@@ -31,7 +31,7 @@ pub enum ImageCommand {
         /// Name for an image that its archive does not name
         #[arg(long, value_name = "REFERENCE")]
         name: Option<Reference>,
-        /// Never remove the images, however full the disk is
+        /// Pin the images: they are not removed by mistake
         #[arg(long)]
         pin: bool,
     },
@@ -48,13 +48,13 @@ pub enum ImageCommand {
         #[arg(long, short)]
         force: bool,
     },
-    /// Never remove these images, however full the disk is
+    /// Keep these images: `image rm` refuses them without --force
     Pin {
         /// Names
         #[arg(required = true)]
         references: Vec<Reference>,
     },
-    /// Let these images be removed when the disk gets full
+    /// Let `image rm` remove these images again
     Unpin {
         /// Names
         #[arg(required = true)]

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use super::Fleet;
 use super::changes::{News, Subscription};
@@ -31,23 +31,15 @@ enum End {
     Asked,
 }
 
-/// Tells the node all it should have, whenever `asked` changes, and every change after that. Ends with the carrier.
-pub(super) async fn keep(
-    fleet: &Fleet,
-    node: &str,
-    mut asked: watch::Receiver<u64>,
-    to_node: channel::Sender<Envelope<ToNode>>,
-) {
-    if asked.wait_for(|n| *n > 0).await.is_err() {
-        return;
-    }
+/// Tells the node all it should have, whenever it is `asked` to, and every change after that. Ends with the carrier.
+pub(super) async fn keep(fleet: &Fleet, node: &str, asked: &Notify, to_node: channel::Sender<Envelope<ToNode>>) {
+    asked.notified().await;
     // From before anything is looked up: a change may be told twice but none is missed.
     let changes = fleet.changes.subscribe(node);
     let (sequence, told) = (Sequence::start(), BTreeMap::new());
     let mut teller = Teller { fleet, node, to_node, sequence, told, changes };
     loop {
-        asked.mark_unchanged();
-        match teller.tell(&mut asked).await {
+        match teller.tell(asked).await {
             End::Gone => return,
             End::Asked => {}
             End::Lost(status) => {
@@ -84,14 +76,14 @@ impl From<Status> for End {
 }
 
 impl Teller<'_> {
-    async fn tell(&mut self, asked: &mut watch::Receiver<u64>) -> End {
+    async fn tell(&mut self, asked: &Notify) -> End {
         match self.try_tell(asked).await {
             Ok(never) => match never {},
             Err(end) => end,
         }
     }
 
-    async fn try_tell(&mut self, asked: &mut watch::Receiver<u64>) -> Result<std::convert::Infallible, End> {
+    async fn try_tell(&mut self, asked: &Notify) -> Result<std::convert::Infallible, End> {
         let mut feed = Feed::of(&self.fleet.cluster, self.node);
         self.send(ToNode::Welcome).await?;
         Box::pin(self.tell_pods()).await?;
@@ -100,7 +92,7 @@ impl Teller<'_> {
             // In this order: what concerns pods waits for no Service.
             tokio::select! {
                 biased;
-                changed = asked.changed() => return Err(if changed.is_ok() { End::Asked } else { End::Gone }),
+                () = asked.notified() => return Err(End::Asked),
                 () = self.to_node.closed() => return Err(End::Gone),
                 // Boxed: most of the time nothing changes.
                 news = self.changes.next() => Box::pin(self.tell_news(news)).await?,

@@ -97,7 +97,7 @@ impl Members {
     }
 
     /// Looks after a member's node until its carrier or its membership ends. [`Members::lost`] is to follow.
-    pub async fn serve(&self, member: Member, link: ServerEnd) {
+    pub async fn serve(&self, member: &Member, link: ServerEnd) {
         self.fleet.serve(member, link).await;
     }
 

@@ -101,7 +101,7 @@ impl Bench {
         let members = self.members.clone();
         tokio::spawn(async move {
             let node = member.name.clone();
-            members.serve(member, server).await;
+            members.serve(&member, server).await;
             members.lost(&node).await;
         });
         node

@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::events::EventRecorder;
@@ -129,33 +129,31 @@ impl Fleet {
 
     /// Looks after one node until its carrier is gone, a newer one takes its place, or its Node object is removed: the
     /// carrier ends when this returns. [`Fleet::lost`] is to follow.
-    pub async fn serve(&self, member: Member, link: ServerEnd) {
+    pub async fn serve(&self, member: &Member, link: ServerEnd) {
         let ServerEnd { rx, tx, streams } = link;
         let end = Arc::new(Notify::new());
         let session = Session { streams: streams.clone(), uid: member.uid.clone(), end: end.clone() };
         if let Some(older) = self.connected().insert(member.name.clone(), session) {
             older.end.notify_one();
         }
-        let (ask, asked) = watch::channel(0u64);
-        let (present, registered) = watch::channel(false);
+        // The node asks for everything; it has said how it is.
+        let (asked, present) = (Notify::new(), Notify::new());
         let renew = async {
-            let mut registered = registered;
-            if registered.wait_for(|is| *is).await.is_ok() {
-                lease::keep(&self.registry, &self.kinds, &member.name).await;
-            }
+            present.notified().await;
+            lease::keep(&self.registry, &self.kinds, &member.name).await;
         };
         let ended = async {
             loop {
                 end.notified().await;
                 match member.uid {
                     Some(_) => return,
-                    None => ask.send_modify(|n| *n += 1),
+                    None => asked.notify_one(),
                 }
             }
         };
         tokio::select! {
-            () = self.receive(&member, rx, &ask, &present) => {}
-            () = desired::keep(self, &member.name, asked, tx) => {}
+            () = self.receive(member, rx, &asked, &present) => {}
+            () = desired::keep(self, &member.name, &asked, tx) => {}
             () = renew => {}
             () = ended => {}
         }
@@ -170,8 +168,8 @@ impl Fleet {
         &self,
         member: &Member,
         mut rx: channel::Receiver<Envelope<ToServer>>,
-        ask: &watch::Sender<u64>,
-        present: &watch::Sender<bool>,
+        asked: &Notify,
+        present: &Notify,
     ) {
         let mut arrivals = Arrivals::default();
         let mut lost: Option<Instant> = None;
@@ -180,7 +178,7 @@ impl Fleet {
                 envelope = rx.recv() => envelope,
                 () = sleep_until(lost.unwrap_or_else(Instant::now)), if lost.is_some() => {
                     lost = None;
-                    ask.send_modify(|n| *n += 1);
+                    asked.notify_one();
                     continue;
                 }
             };
@@ -188,7 +186,7 @@ impl Fleet {
             match arrivals.judge(&envelope) {
                 Order::Next => {}
                 // Whatever was missed, the newest of it will be told again.
-                Order::Gap => ask.send_modify(|n| *n += 1),
+                Order::Gap => asked.notify_one(),
                 Order::Stale => continue,
                 Order::Foreign => {
                     tracing::warn!(node = member.name, version = envelope.version, "ignoring a foreign message");
@@ -196,7 +194,7 @@ impl Fleet {
                 }
             }
             match envelope.body {
-                ToServer::Hello => ask.send_modify(|n| *n += 1),
+                ToServer::Hello => asked.notify_one(),
                 message => {
                     // Boxed: what a report needs is not to lie in every session for the rest of its life.
                     if let Err(status) = Box::pin(self.take(member, message, present)).await {
@@ -211,13 +209,13 @@ impl Fleet {
         }
     }
 
-    async fn take(&self, member: &Member, message: ToServer, present: &watch::Sender<bool>) -> Result<(), Status> {
+    async fn take(&self, member: &Member, message: ToServer, present: &Notify) -> Result<(), Status> {
         match message {
             ToServer::Hello => Ok(()),
             ToServer::Node(report) => {
-                let result = node::register(&self.registry, &self.kinds, member, report).await;
-                present.send_if_modified(|is| !std::mem::replace(is, result.is_ok()) && result.is_ok());
-                result
+                node::register(&self.registry, &self.kinds, member, report).await?;
+                present.notify_one();
+                Ok(())
             }
             ToServer::PodStatus(report) => report::status(&self.registry, &self.kinds, member, report).await,
             ToServer::PodGone(pod) => report::gone(&self.registry, &self.kinds, &member.name, pod).await,

@@ -92,7 +92,7 @@ impl PeerFeed {
             self.told = Some(now);
             return Some(message);
         }
-        let name = self.pending.pop_first()?;
+        let name = pop(&mut self.pending)?;
         let known = self.told.as_ref()?.nodes.get(&name);
         Some(known.map_or(ToNode::PeerGone(name), |known| ToNode::Peer(self.seen(known))))
     }
@@ -101,6 +101,15 @@ impl PeerFeed {
         let announces = if known.peer.name == self.node { known.allowed } else { known.peer.announces };
         Peer { announces, ..known.peer.clone() }
     }
+}
+
+/// The first of a set, which takes no memory once it is empty.
+pub(super) fn pop<T: Ord>(set: &mut BTreeSet<T>) -> Option<T> {
+    let first = set.pop_first();
+    if set.is_empty() {
+        *set = BTreeSet::new();
+    }
+    first
 }
 
 /// Names of those that are in one only, or not the same in both.

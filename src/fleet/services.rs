@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::Kinds;
 use super::nodes::{Known, Nodes};
-use super::peers::PeerFeed;
+use super::peers::{PeerFeed, pop};
 use crate::kinds::endpoint_slice::{SERVICE_NAME, of_service};
 use crate::kinds::service::SOURCE_RANGES;
 use crate::kinds::status::Status;
@@ -184,7 +184,7 @@ impl<'a> Feed<'a> {
         if let Some(message) = self.peers.next() {
             return Some(message);
         }
-        let name = self.pending.pop_first()?;
+        let name = pop(&mut self.pending)?;
         match self.cluster.services.get(&name.namespace, &name.name) {
             Some(service) => Some(ToNode::Service(service)),
             None => Some(ToNode::ServiceGone(name)),

@@ -44,7 +44,7 @@ impl Bench {
         let (serving, writing, following) = (fleet.clone(), registry.clone(), fleet.clone());
         let member = Member { name: "pi".into(), pod_cidr: "10.42.0.0/24".into(), uid: None };
         let tasks = vec![
-            tokio::spawn(async move { serving.serve(member, server).await }),
+            tokio::spawn(async move { serving.serve(&member, server).await }),
             tokio::spawn(async move { writer.run(&writing).await }),
             tokio::spawn(async move { following.follow().await }),
         ];

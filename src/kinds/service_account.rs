@@ -18,6 +18,9 @@ impl Hooks for ServiceAccount {
         if !meta::list_at(object, "/imagePullSecrets").is_empty() {
             refuse_field(&mut errors, "imagePullSecrets");
         }
+        if object.get("automountServiceAccountToken").and_then(Value::as_bool) == Some(true) {
+            refuse_field(&mut errors, "automountServiceAccountToken");
+        }
         errors
     }
 

@@ -23,7 +23,8 @@ const POD_SPEC: &[&str] = &[
 ];
 
 /// In a pod spec, where only `true` or only `false` asks for something.
-const POD_SPEC_FLAGS: &[(&str, bool)] = &[("hostUsers", false), ("shareProcessNamespace", true)];
+const POD_SPEC_FLAGS: &[(&str, bool)] =
+    &[("automountServiceAccountToken", true), ("hostUsers", false), ("shareProcessNamespace", true)];
 
 /// In a pod's security context.
 const POD_SECURITY: &[&str] = &["seLinuxChangePolicy", "seLinuxOptions", "windowsOptions"];

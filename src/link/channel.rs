@@ -132,6 +132,11 @@ impl<T> Sender<T> {
         self.0.room.is_closed()
     }
 
+    /// Whether the receiver has taken everything.
+    pub fn is_empty(&self) -> bool {
+        self.0.waiting().is_empty()
+    }
+
     /// Whether both send to the same receiver.
     pub fn same_channel(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -170,8 +175,10 @@ impl<T> Receiver<T> {
             match self.try_recv() {
                 Ok(message) => return Some(message),
                 Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) => self.0.filled.notified().await,
+                Err(TryRecvError::Empty) => {}
             }
+            // Here, where no room for a message is kept in the future.
+            self.0.filled.notified().await;
         }
     }
 

@@ -10,10 +10,12 @@ pub mod membership;
 pub mod message;
 pub mod mqtt;
 pub mod stream;
+pub mod underway;
 pub mod usage;
 
 use message::{Envelope, ToNode, ToServer};
 use stream::{Stream, StreamRequest};
+use underway::Underway;
 
 /// Messages one direction may have under way.
 pub const QUEUE: usize = 64;
@@ -38,6 +40,8 @@ pub struct NodeEnd {
     pub tx: channel::Sender<Envelope<ToServer>>,
     /// Streams the server opens.
     pub streams: channel::Receiver<Open>,
+    /// What was said and may not have arrived.
+    pub underway: Underway,
 }
 
 /// The server's end of a carrier to one node.

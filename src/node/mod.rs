@@ -16,6 +16,7 @@ mod expand;
 mod fd;
 mod files;
 mod info;
+mod journal;
 mod logs;
 mod outbox;
 mod pod;
@@ -58,6 +59,7 @@ use agent::Agent;
 use disk::Pods;
 use engine::{Real, blocking};
 use info::{Identity, Machine};
+use journal::Journal;
 use outbox::Outbox;
 use service_view::ServiceView;
 use services::Site;
@@ -146,13 +148,15 @@ pub async fn run(
     });
     let mut agent = Agent::new(shared, pods);
     take_over(&mut agent, &runtime, &network).await?;
+    let (journal, unsent) = Journal::open(&config.data_dir)?;
+    outbox.restore(unsent);
     outbox.hello();
     let mut watcher = Watcher::directory(&config.images_dir).map_err(|source| Error::File {
         op: "watch",
         path: config.images_dir.clone(),
         source,
     })?;
-    let uplink = outbox.run(link.tx.clone());
+    let uplink = outbox.run(link.tx.clone(), link.underway.clone(), journal);
     tokio::pin!(uplink);
     let mut streams = JoinSet::new();
     let meter = Arc::new(Meter::new(sandboxes.clone()));

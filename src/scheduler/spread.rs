@@ -12,8 +12,10 @@ use crate::kinds::status::Status;
 use crate::kinds::{Kind, Object};
 use crate::registry::{ListOptions, Registry};
 
+use super::affinity;
 use super::model::{Pod, or_default};
 use super::snapshot::{Node, Snapshot};
+use super::taints::untolerated;
 
 /// `podAffinity` or `podAntiAffinity`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -66,6 +68,12 @@ pub struct Constraint {
     /// `matchLabelKeys`
     #[serde(deserialize_with = "or_default")]
     pub match_label_keys: Vec<String>,
+    /// `nodeAffinityPolicy`: unless it is `Ignore`, only pods count whose node is one the pod asks for.
+    #[serde(deserialize_with = "or_default")]
+    pub node_affinity_policy: String,
+    /// `nodeTaintsPolicy`: if it is `Honor`, only pods count on nodes whose taints the pod tolerates.
+    #[serde(deserialize_with = "or_default")]
+    pub node_taints_policy: String,
 }
 
 /// A wish to be near, or away from, pods.
@@ -79,6 +87,9 @@ struct Wish<'a> {
     same: &'a [String],
     other: &'a [String],
     namespaces: BTreeSet<String>,
+    /// Counts only pods on nodes that the pod asks for, and on nodes whose taints it tolerates.
+    asked_for: bool,
+    tolerated: bool,
 }
 
 /// How near to the pods it wants a pod would be, by the value of a node's label.
@@ -135,7 +146,7 @@ impl Nearness {
         for other in others.iter().filter(|other| !matches!(other.status.phase.as_str(), "Succeeded" | "Failed")) {
             let Some(node) = snapshot.node(&other.spec.node_name) else { continue };
             for (wishes, counts) in [(affinity, &mut self.affinity), (spread, &mut self.spread)] {
-                for wish in wishes.iter().filter(|wish| wish.is_about(other, pod)) {
+                for wish in wishes.iter().filter(|wish| wish.is_about(other, pod) && wish.counts_on(node, pod)) {
                     if let Some(value) = node.labels.get(wish.topology) {
                         *counts.entry((wish.topology.to_owned(), value.clone())).or_default() += wish.weight;
                     }
@@ -170,6 +181,14 @@ fn scaled(counts: &HashMap<(String, String), i64>, nodes: &[&Node]) -> Vec<i64> 
 }
 
 impl Wish<'_> {
+    fn counts_on(&self, node: &Node, pod: &Pod) -> bool {
+        let spec = &pod.spec;
+        let required =
+            || affinity::required(&spec.node_selector, &spec.affinity.node_affinity, &node.name, &node.labels);
+        let tolerated = || untolerated(&node.taints, &spec.tolerations, &["NoSchedule", "NoExecute"]).is_none();
+        (!self.asked_for || required()) && (!self.tolerated || tolerated())
+    }
+
     fn is_about(&self, other: &Other, pod: &Pod) -> bool {
         let labels = &other.metadata.labels;
         let same =
@@ -196,6 +215,8 @@ fn affinity_wishes<'a>(pod: &'a Pod, registry: &Registry) -> Result<Vec<Wish<'a>
             same: &term.match_label_keys,
             other: &term.mismatch_label_keys,
             namespaces: namespaces(term, pod, registry)?,
+            asked_for: false,
+            tolerated: false,
         });
     }
     Ok(wishes)
@@ -230,6 +251,8 @@ fn spread_wishes(pod: &Pod) -> Vec<Wish<'_>> {
             same: &constraint.match_label_keys,
             other: &[],
             namespaces: BTreeSet::from([pod.metadata.namespace.clone()]),
+            asked_for: constraint.node_affinity_policy != "Ignore",
+            tolerated: constraint.node_taints_policy == "Honor",
         })
         .collect()
 }
@@ -241,12 +264,13 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    /// Nodes `a` and `b` in one zone, `c` in another.
+    /// Nodes `a` and `b` in one zone, `c` in another and tainted.
     fn zones() -> Snapshot {
         let mut snapshot = Snapshot::default();
         for (name, zone) in [("a", "east"), ("b", "east"), ("c", "west")] {
-            let labels = json!({"metadata": {"labels": {"zone": zone, "host": name}}});
-            snapshot.node_changed(node(name, json!({"cpu": "4", "pods": "9"}), labels));
+            let taints = if name == "c" { json!([{"key": "k", "effect": "NoSchedule"}]) } else { json!([]) };
+            let more = json!({"metadata": {"labels": {"zone": zone, "host": name}}, "spec": {"taints": taints}});
+            snapshot.node_changed(node(name, json!({"cpu": "4", "pods": "9"}), more));
         }
         snapshot
     }
@@ -264,6 +288,8 @@ mod tests {
             same: &[],
             other: &[],
             namespaces: BTreeSet::from(["shop".to_owned()]),
+            asked_for: false,
+            tolerated: false,
         };
         let mut affinity: Vec<Wish<'_>> =
             pod.spec.affinity.pod_affinity.preferred.iter().map(|term| wish(1, term)).collect();
@@ -282,9 +308,12 @@ mod tests {
             }})
         };
         let preferred = |kind: &str, terms: Value| json!({"affinity": {kind: {"preferredDuringSchedulingIgnoredDuringExecution": terms}}});
-        let spread = json!({"topologySpreadConstraints": [
-            {"topologyKey": "host", "maxSkew": 1, "labelSelector": {"matchLabels": {"app": "web"}}}
-        ]});
+        let constraint = |policies: Value| {
+            let mut constraint =
+                json!({"topologyKey": "host", "maxSkew": 1, "labelSelector": {"matchLabels": {"app": "web"}}});
+            constraint.as_object_mut().unwrap().extend(policies.as_object().unwrap().clone());
+            json!({"nodeSelector": {"host": "b"}, "topologySpreadConstraints": [constraint]})
+        };
         for (what, spec, others, expected) in [
             ("no wishes", json!({}), vec![("db", "a")], [(0, 0), (0, 0), (0, 0)]),
             ("near", preferred("podAffinity", json!([term("db", 5)])), vec![("db", "a")], [(100, 0), (100, 0), (0, 0)]),
@@ -307,10 +336,22 @@ mod tests {
                 [(0, 0), (0, 0), (100, 0)],
             ),
             (
-                "spread",
-                spread,
+                "spread, counting everywhere",
+                constraint(json!({"nodeAffinityPolicy": "Ignore"})),
                 vec![("web", "a"), ("web", "a"), ("web", "b"), ("db", "c")],
                 [(0, 0), (0, 50), (0, 100)],
+            ),
+            (
+                "spread, counting where the pod may go",
+                constraint(json!({})),
+                vec![("web", "a"), ("web", "a"), ("web", "b"), ("db", "c")],
+                [(0, 100), (0, 0), (0, 100)],
+            ),
+            (
+                "spread, but for nodes whose taints are not tolerated",
+                constraint(json!({"nodeAffinityPolicy": "Ignore", "nodeTaintsPolicy": "Honor"})),
+                vec![("web", "b"), ("web", "c")],
+                [(0, 100), (0, 0), (0, 100)],
             ),
         ] {
             assert_eq!(scores(spec, &others), expected, "{what}");

@@ -96,7 +96,11 @@ pub async fn run(config: ServerConfig) -> Result<(), Error> {
     let trusted = Arc::new(counts);
     let mut options = api::Options::new(tls.config()?, trusted, parts.streams());
     let trimmer = Trimmer::default();
-    tokio::spawn(trimmer.clone().run());
+    let resting = store.clone();
+    tokio::spawn(trimmer.clone().run(move || {
+        let store = resting.clone();
+        async move { store.shrink().await }
+    }));
     options.arrived = Arc::new(move |address| {
         tls.arrived_at(address);
         trimmer.active();

@@ -28,6 +28,8 @@ use crate::registry::{Registry, WriteOptions};
 pub const JOIN_INFO: (&str, &str) = ("kube-public", "umiak-join");
 /// Boards that join at a time; more wait.
 const MAX_JOINS: usize = 32;
+/// Where boards join at a broker that is not the server's own, as in configs/mosquitto.conf.
+const JOIN_PORT: u16 = 8884;
 
 /// The server's time: its own clock, but never before this release.
 #[derive(Debug)]
@@ -130,12 +132,13 @@ async fn join(members: Arc<Members>, mut stream: Box<JoinStream>) {
 }
 
 async fn look_after(members: Arc<Members>, sessions: Sessions, accepted: Accepted) {
-    let node = accepted.node;
-    let key = Subject::of(&accepted.certificate).map(|subject| subject.key);
+    let Accepted { node, certificate, end } = accepted;
+    let key = Subject::of(&certificate).map(|subject| subject.key);
+    drop(certificate);
     let admitted = || key.as_ref().and_then(|key| members.admit(&node, key).ok());
     if let Some(member) = admitted() {
         tracing::info!(node, "the node is connected");
-        members.serve(member, accepted.end).await;
+        members.serve(&member, end).await;
         tracing::info!(node, "the node's session is over");
     }
     if admitted().is_none() {
@@ -170,7 +173,8 @@ fn join_addresses(config: &ServerConfig) -> Vec<String> {
         return config.join_addresses.clone();
     }
     if let Some(Ok(address)) = config.broker_url.as_deref().map(broker_address) {
-        return vec![address];
+        let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+        return vec![format!("{host}:{JOIN_PORT}")];
     }
     let given = Some(config.mqtt_bind).filter(|address| !address.is_unspecified());
     let address = given.or_else(|| host_address(&config.bridge));

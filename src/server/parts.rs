@@ -210,7 +210,7 @@ async fn own_node(
     let member = Member { name, pod_cidr: pod_cidr.to_string(), uid: None };
     let serving = fleet.clone();
     tasks.spawn(async move {
-        serving.serve(member, server_end).await;
+        serving.serve(&member, server_end).await;
         "the fleet"
     });
     tasks.spawn(async move {

@@ -237,9 +237,19 @@ impl Writer {
     pub(super) fn row(&self, id: i64) -> Result<Row, Error> {
         read_row(&self.connection, &self.path, id)
     }
+
+    /// As [`Reader::shrink`].
+    pub(super) fn shrink(&self) {
+        shrink(&self.connection);
+    }
 }
 
 impl Reader {
+    /// Forgets pages, which the kernel has too.
+    pub(super) fn shrink(&self) {
+        shrink(&self.connection);
+    }
+
     /// A row that is known to exist.
     pub(super) fn row(&self, id: i64) -> Result<Row, Error> {
         read_row(&self.connection, &self.path, id)
@@ -271,6 +281,12 @@ impl Reader {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+fn shrink(connection: &Connection) {
+    if let Err(error) = connection.execute_batch("PRAGMA shrink_memory") {
+        tracing::debug!(%error, "the database keeps its pages");
     }
 }
 

@@ -197,6 +197,14 @@ impl Store {
         Watch::new(self.shared.clone(), resource, namespace, after)
     }
 
+    /// Gives back memory that is not needed at rest.
+    pub async fn shrink(&self) {
+        let (reply, done) = oneshot::channel();
+        // Both fail only when the store is closed.
+        let _ = self.queue.send(Message::Shrink(reply));
+        let _ = done.await;
+    }
+
     /// Flushes lazy writes, marks the clean stop and closes. Every later call fails with [`Error::Closed`].
     ///
     /// # Errors

@@ -171,6 +171,12 @@ impl Resource {
         self.changes.range(start..)
     }
 
+    /// A key that shares what it can: the ring and what is held have thousands.
+    fn shared(&self, key: Key) -> Key {
+        let known = self.namespaces.get_key_value(&key.namespace).map(|(namespace, _)| namespace.clone());
+        Key { resource: self.name.clone(), namespace: known.unwrap_or(key.namespace), name: key.name }
+    }
+
     fn insert(&mut self, key: &Key, entry: Entry) {
         if !self.namespaces.contains_key(&key.namespace) {
             self.namespaces.insert(key.namespace.clone(), BTreeMap::new());
@@ -332,6 +338,7 @@ impl State {
             Some(_) => resource.insert(&key, Entry { id, revision }),
             None => resource.remove(&key),
         }
+        let key = resource.shared(key);
         if let (Some(hold), Some(body)) = (hold, &body) {
             if let Hold::Volatile { .. } = hold {
                 resource.volatile.by_age.insert(revision, id);
@@ -418,6 +425,15 @@ impl State {
             resource.compacted = oldest.revision;
             self.ring_bytes -= oldest.cost();
         }
+    }
+
+    /// Gives back memory that is not needed at rest.
+    pub(super) fn shrink(&mut self) {
+        if let Some(reader) = &self.reader {
+            reader.shrink();
+        }
+        self.order.shrink_to_fit();
+        self.resources.values_mut().for_each(|resource| resource.changes.shrink_to_fit());
     }
 
     /// Wakes every watch, to see that the store is closed.

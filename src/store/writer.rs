@@ -28,6 +28,7 @@ const GROUP: usize = 256;
 #[derive(Debug)]
 pub(super) enum Message {
     Commit(Transaction),
+    Shrink(oneshot::Sender<()>),
     Close(oneshot::Sender<Result<(), Error>>),
 }
 
@@ -115,17 +116,24 @@ impl Writer {
 
     /// Commits what is in the queue; whoever asked to close if someone did.
     fn serve(&mut self, first: Message, queue: &Receiver<Message>) -> Option<oneshot::Sender<Result<(), Error>>> {
-        let mut group = Vec::new();
+        let (mut group, mut shrink) = (Vec::new(), Vec::new());
         let mut next = Some(first);
         let close = loop {
             match next {
                 Some(Message::Commit(transaction)) => group.push(transaction),
+                Some(Message::Shrink(reply)) => shrink.push(reply),
                 Some(Message::Close(reply)) => break Some(reply),
                 None => break None,
             }
             next = if group.len() < GROUP { queue.try_recv().ok() } else { None };
         };
         self.commit(group);
+        for reply in shrink {
+            self.disk.shrink();
+            self.shared.state().shrink();
+            // A caller that left needs no answer.
+            let _ = reply.send(());
+        }
         close
     }
 

@@ -12,7 +12,8 @@ use serde_json::Value;
 /// By when everything has to be settled after the link is back.
 const PROMISE: Duration = Duration::from_secs(5);
 
-/// What runs on the board: `up` and `down` are scaled while it is away, `goner` is deleted, the map changed.
+/// What runs on the board: `up` and `down` are scaled while it is away, `goner` is deleted, the map changed, and `ill`
+/// fails its probe once.
 const PODS: &str = "
 apiVersion: v1
 kind: ConfigMap
@@ -42,6 +43,19 @@ spec:
   nodeName: pi-1
   terminationGracePeriodSeconds: 1
   containers: [{name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'sleep 1; exit 3']}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: ill}
+spec:
+  nodeName: pi-1
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: c
+    image: busybox
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'touch /tmp/well; while true; do sleep 1; done # ill']
+    livenessProbe: {exec: {command: [cat, /tmp/well]}, periodSeconds: 1, failureThreshold: 1, initialDelaySeconds: 1}
 ---
 apiVersion: v1
 kind: Pod
@@ -124,11 +138,28 @@ fn missing(agent: &Agent, now: &Seen, crashes: u64) -> Vec<&'static str> {
     .collect()
 }
 
-/// Restarts of the crashing container, as the board itself knows them.
-fn crashes(agent: &Agent) -> u64 {
+/// Restarts of a pod's container, as the board itself knows them.
+fn restarts(agent: &Agent, name: &str) -> u64 {
     let status = agent.status();
-    let pod = status["pods"].as_array().unwrap().iter().find(|p| p["name"] == "crashing").expect("it is there").clone();
+    let pod = status["pods"].as_array().unwrap().iter().find(|p| p["name"] == name).expect("it is there").clone();
     pod["restarts"].as_u64().unwrap_or_else(|| panic!("{pod}"))
+}
+
+/// Makes the pod fail its probe, and waits until it is over and noted.
+fn fall_ill(agent: &Agent) {
+    let pid = agent.processes("# ill").first().cloned().expect("it runs");
+    std::fs::remove_file(format!("/proc/{pid}/root/tmp/well")).unwrap();
+    let began = Instant::now();
+    while restarts(agent, "ill") == 0 {
+        assert!(began.elapsed() < Duration::from_secs(30), "{}", agent.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // What no server hears of within 5 s is on disk soon after.
+    let journal = agent.data_dir().join("node/events");
+    while !std::fs::read_to_string(&journal).is_ok_and(|events| events.contains("liveness")) {
+        assert!(began.elapsed() < Duration::from_secs(60), "{}", agent.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn cut_off(cut: Cut) {
@@ -142,7 +173,7 @@ fn cut_off(cut: Cut) {
     cluster.apply(PODS);
     cluster.apply(&deployment("up", 2));
     cluster.apply(&deployment("down", 3));
-    cluster.wait_ready("steady goner");
+    cluster.wait_ready("steady goner ill");
     cluster.k("rollout status deployment up --timeout=90s");
     cluster.k("rollout status deployment down --timeout=90s");
     cluster.until("get pod crashing -o jsonpath={.status.containerStatuses[0].restartCount}", |n| n == "1");
@@ -153,6 +184,7 @@ fn cut_off(cut: Cut) {
     let began = Instant::now();
     let plug = if cut == Cut::Server { "192.168.77.1" } else { agent.plug() }.to_owned();
     lan.set_link(&plug, false);
+    fall_ill(&agent);
     if cut == Cut::BoardAndPower {
         agent.power_cut();
         agent.start(&[]);
@@ -166,7 +198,7 @@ fn cut_off(cut: Cut) {
     cluster.k("scale deployment up --replicas=3");
     cluster.k("scale deployment down --replicas=1");
     std::thread::sleep(duration.saturating_sub(began.elapsed()));
-    let crashes = crashes(&agent);
+    let crashes = restarts(&agent, "crashing");
     assert!(crashes > before.restarts("crashing"), "it went on crashing: {crashes}");
     if cut == Cut::Board {
         assert_eq!(agent.processes("# steady"), processes);
@@ -204,10 +236,10 @@ fn cut_off(cut: Cut) {
             (before.pods_of(app).into_iter().map(uid).collect(), now.pods_of(app).into_iter().map(uid).collect());
         assert_eq!(is.iter().filter(|uid| was.contains(uid)).count(), was.len().min(is.len()), "{app}");
     }
-    // The server, which keeps events in memory only, knows of the board's since it was cut off.
-    if !rebooted {
-        cluster.until("get events --field-selector involvedObject.name=crashing", |e| e.contains("BackOff"));
-    }
+    // What happened while nobody was there to hear of it.
+    cluster.until("get events --field-selector involvedObject.name=ill,reason=Killing", |events| {
+        events.contains("failed liveness probe")
+    });
     let last =
         now.get("Pod", "crashing")["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"].clone();
     assert_eq!(last, 3);

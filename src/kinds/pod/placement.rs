@@ -30,6 +30,13 @@ fn spread(errors: &mut Errors, path: &str, constraint: &Object) {
     required_one_of(errors, path, constraint, "whenUnsatisfiable", &["DoNotSchedule", "ScheduleAnyway"]);
     if meta::text(constraint, "whenUnsatisfiable") == "DoNotSchedule" {
         refuse_field(errors, &join(path, "whenUnsatisfiable"));
+    } else if let Some(domains) = meta::int(constraint, "minDomains") {
+        let when = meta::text(constraint, "whenUnsatisfiable");
+        let detail = format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {when}");
+        errors.push(FieldError::invalid(join(path, "minDomains"), domains, detail));
+    }
+    for policy in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
+        one_of(errors, path, constraint, policy, &["Ignore", "Honor"]);
     }
     if let Some(selector) = meta::sub(constraint, "labelSelector") {
         label_selector(errors, &join(path, "labelSelector"), selector);

@@ -13,11 +13,10 @@ use rumqttc::mqttbytes::{Protocol, QoS};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use super::clients::{Client, Clients};
 use super::joins::{Join, Joins};
+use super::stream::TlsStream;
 use crate::link::channel;
 use crate::link::mqtt::tls::{ServerTls, node_name};
 use crate::link::mqtt::topic::{Identity, identify};
@@ -89,8 +88,8 @@ pub(super) struct Shared {
 
 /// A client that is let in.
 pub(super) struct Admitted {
-    from: ReadHalf<TlsStream<TcpStream>>,
-    to: WriteHalf<TlsStream<TcpStream>>,
+    from: ReadHalf<TlsStream>,
+    to: WriteHalf<TlsStream>,
     reader: PacketReader,
     client: Arc<Client>,
     keepalive: Duration,
@@ -104,8 +103,7 @@ pub(super) async fn admit(shared: &Shared, tcp: TcpStream, peer: SocketAddr) -> 
 }
 
 async fn introduce(shared: &Shared, tcp: TcpStream, peer: SocketAddr) -> Result<Admitted, End> {
-    let acceptor = TlsAcceptor::from(shared.tls.broker.clone());
-    let mut stream = acceptor.accept(tcp).await.map_err(End::Tls)?;
+    let mut stream = TlsStream::accept(tcp, shared.tls.broker.clone()).await.map_err(End::Tls)?;
     let mut reader = PacketReader::default();
     let connect = match reader.next(&mut stream, MAX_CONNECT).await? {
         Packet::Connect(connect) => connect,
@@ -132,7 +130,7 @@ async fn introduce(shared: &Shared, tcp: TcpStream, peer: SocketAddr) -> Result<
 
 type Judgement = Result<(Identity, Option<Join>), (ConnectReturnCode, String)>;
 
-fn judge(shared: &Shared, stream: &TlsStream<TcpStream>, connect: &Connect) -> Judgement {
+fn judge(shared: &Shared, stream: &TlsStream, connect: &Connect) -> Judgement {
     let id = &connect.client_id;
     let refuse = |code, reason: String| Err((code, reason));
     if connect.protocol != Protocol::V4 {
@@ -142,8 +140,7 @@ fn judge(shared: &Shared, stream: &TlsStream<TcpStream>, connect: &Connect) -> J
     if shared.clients.count() >= MAX_CLIENTS {
         return refuse(ConnectReturnCode::ServiceUnavailable, format!("{id:?}: there is no room for more clients"));
     }
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let name = match certificate {
+    let name = match stream.certificate() {
         None => None,
         Some(certificate) => match node_name(certificate) {
             Some(name) if (shared.allowed)(&name, certificate) => Some(name),
@@ -182,7 +179,8 @@ pub(super) async fn serve(clients: &Clients, admitted: Admitted) -> End {
         loop {
             let packet = timeout(keepalive * 3 / 2, reader.next(&mut from, MAX_PACKET));
             let packet = packet.await.map_err(|_| End::Expired)??;
-            if let Some(packet) = take(clients, &client, packet).await? {
+            // Boxed, as most of the time there is nothing to take.
+            if let Some(packet) = Box::pin(take(clients, &client, packet)).await? {
                 let bytes = encode(&packet).map_err(PacketError::Malformed)?;
                 answers.send(bytes).await.map_err(|_| End::Disconnected)?;
             }

@@ -9,6 +9,7 @@ mod clients;
 mod connection;
 mod joins;
 mod queue;
+mod stream;
 #[cfg(test)]
 mod tests;
 

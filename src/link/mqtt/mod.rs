@@ -13,6 +13,7 @@ mod join;
 mod mux;
 mod node;
 mod packet;
+mod records;
 mod seal;
 mod server;
 mod session;
@@ -28,6 +29,7 @@ pub use node::{LinkState, NodeConfig, TlsProvider, node};
 pub use server::{Accepted, Allowed, Incoming, Sessions, accept};
 
 pub(crate) use packet::{MAX_PACKET, PacketError, PacketReader, encode, publish};
+pub(crate) use records::Records;
 pub(crate) use socket::prepare;
 
 /// The port of MQTT over TLS.

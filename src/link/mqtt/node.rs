@@ -21,6 +21,7 @@ use super::tls::{ClientTls, TlsError, server_name};
 use super::topic::{PRESENCE, RESET, SESSION, Topics};
 use super::{random, session};
 use crate::link::message::{Envelope, ToNode, ToServer};
+use crate::link::underway::Underway;
 use crate::link::{NodeEnd, OPENING, Open, QUEUE, channel};
 
 /// Messages of one connection that wait.
@@ -93,6 +94,7 @@ pub(super) struct Link {
     up: channel::Receiver<Envelope<ToServer>>,
     down: channel::Sender<Envelope<ToNode>>,
     opened: channel::Sender<Open>,
+    underway: Underway,
     /// Said, and not confirmed.
     again: VecDeque<Bytes>,
     /// Heard, of a long message whose end did not come.
@@ -140,8 +142,10 @@ impl Link {
         let (state, watched) = watch::channel(LinkState::default());
         let topics = Topics::new(&config.cluster);
         let (again, held, sessions, backoff) = (VecDeque::new(), BytesMut::new(), 0, Backoff::default());
-        let link = Self { config, topics, tls, state, up, down, opened, again, held, sessions, backoff };
-        (NodeEnd { rx: down_rx, tx: up_tx, streams: open_rx }, watched, link)
+        let underway = Underway::default();
+        let end = NodeEnd { rx: down_rx, tx: up_tx, streams: open_rx, underway: underway.clone() };
+        let link = Self { config, topics, tls, state, up, down, opened, underway, again, held, sessions, backoff };
+        (end, watched, link)
     }
 
     async fn run(mut self) {
@@ -345,6 +349,7 @@ impl Link {
             again: &mut self.again,
             held: &mut self.held,
             up: &mut self.up,
+            underway: &self.underway,
             down: &self.down,
             opened: &self.opened,
         });
@@ -400,13 +405,14 @@ struct Talk<'a> {
     again: &'a mut VecDeque<Bytes>,
     held: &'a mut BytesMut,
     up: &'a mut channel::Receiver<Envelope<ToServer>>,
+    underway: &'a Underway,
     down: &'a channel::Sender<Envelope<ToNode>>,
     opened: &'a channel::Sender<Open>,
 }
 
 /// What a session says and hears, from its handshake on.
 async fn talk(talk: Talk<'_>) -> End {
-    let Talk { id, tls, messages, carrier, epoch, state, again, held, up, down, opened } = talk;
+    let Talk { id, tls, messages, carrier, epoch, state, again, held, up, underway, down, opened } = talk;
     let (to_send, sends) = channel::channel(1);
     let (received, receives) = channel::channel(1);
     let (started, version) = oneshot::channel();
@@ -441,7 +447,7 @@ async fn talk(talk: Talk<'_>) -> End {
         // What the node itself asks for at first has been asked for.
         let mut first = true;
         let skip = move |message: &ToServer| std::mem::take(&mut first) && *message == ToServer::Hello;
-        session::speak(up, &to_send, TO_SERVER, skip).await
+        session::speak(up, &to_send, TO_SERVER, skip, |bytes| underway.carry(bytes)).await
     };
     let (end, rest) = tokio::select! {
         result = mux::run(seal, plain, ends) => result,

@@ -3,15 +3,18 @@
 //! Every message carries, in clear, the session it belongs to and its number in it, so that what is left over from
 //! another session is passed by and a loss is seen at once. Neither is trusted: the records prove order and content.
 
-use std::io::{BufRead, Write};
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, ServerConfig};
 
 use super::random;
+use super::records::Records;
 use super::tls::server_name;
+
+/// Bytes before the records: session and number.
+const HEADER: usize = 20;
 
 /// A session's name: the number of the node's connection to the broker, which its last will carries too, and which
 /// session of that connection it is.
@@ -100,8 +103,9 @@ pub(super) enum SealError {
 #[derive(Debug)]
 pub(super) struct Seal {
     session: SessionId,
-    /// Apart: the session is moved about, and lies in the futures that do so.
-    tls: Box<Connection>,
+    tls: Records,
+    /// Records that wait to be sent.
+    out: BytesMut,
     sent: u64,
     received: u64,
 }
@@ -109,24 +113,26 @@ pub(super) struct Seal {
 impl Seal {
     /// The node's end.
     pub(super) fn client(session: SessionId, tls: Arc<ClientConfig>) -> Result<Self, SealError> {
-        let tls = ClientConnection::new(tls, server_name()).map_err(broken)?;
-        Ok(Self { session, tls: Box::new(tls.into()), sent: 0, received: 0 })
+        Ok(Self::of(session, Records::client(tls, server_name()).map_err(broken)?))
     }
 
     /// The server's end.
     pub(super) fn server(session: SessionId, tls: Arc<ServerConfig>) -> Result<Self, SealError> {
-        let tls = ServerConnection::new(tls).map_err(broken)?;
-        Ok(Self { session, tls: Box::new(tls.into()), sent: 0, received: 0 })
+        Ok(Self::of(session, Records::server(tls).map_err(broken)?))
+    }
+
+    fn of(session: SessionId, tls: Records) -> Self {
+        Self { session, tls, out: BytesMut::new(), sent: 0, received: 0 }
     }
 
     /// Whether both ends are proven, as far as this end can tell.
     pub(super) fn established(&self) -> bool {
-        !self.tls.is_handshaking()
+        self.tls.established()
     }
 
     /// The other end's certificate.
     pub(super) fn certificate(&self) -> Option<CertificateDer<'static>> {
-        Some(self.tls.peer_certificates()?.first()?.clone().into_owned())
+        self.tls.certificate().cloned()
     }
 
     /// Opens a message and appends what was in it to `plain`. Messages of other sessions and those that were here before
@@ -143,46 +149,31 @@ impl Seal {
         if !is_whole(&records) {
             return Err(SealError::Broken("a message that does not hold whole records".into()));
         }
-        let mut records: &[u8] = &records;
-        while !records.is_empty() {
-            if self.tls.read_tls(&mut records).map_err(broken)? == 0 {
-                return Err(SealError::Broken("the other end closed the session".into()));
-            }
-            self.tls.process_new_packets().map_err(broken)?;
-            loop {
-                let mut reader = self.tls.reader();
-                // WouldBlock: nothing more for now.
-                let Ok(chunk) = reader.fill_buf() else { break };
-                if chunk.is_empty() {
-                    return Err(SealError::Broken("the other end closed the session".into()));
-                }
-                let length = chunk.len();
-                plain.extend_from_slice(chunk);
-                reader.consume(length);
-            }
+        self.tls.read(&records, plain, &mut self.out).map_err(broken)?;
+        if self.tls.is_closed() {
+            return Err(SealError::Broken("the other end closed the session".into()));
         }
         Ok(())
     }
 
     /// Seals bytes; [`Seal::take`] gives the message.
     pub(super) fn seal(&mut self, plain: &[u8]) -> Result<(), SealError> {
-        self.tls.writer().write_all(plain).map_err(broken)
+        self.tls.write(plain, &mut self.out).map_err(broken)
     }
 
     /// What waits to be sent, if anything does, as one message: the handshake's part, or the records of one call of
     /// [`Seal::seal`].
     pub(super) fn take(&mut self) -> Result<Option<Bytes>, SealError> {
-        if !self.tls.wants_write() {
+        self.tls.write(&[], &mut self.out).map_err(broken)?;
+        if self.out.is_empty() {
             return Ok(None);
         }
-        let mut message = BytesMut::new();
+        let records = std::mem::take(&mut self.out);
+        let mut message = BytesMut::with_capacity(HEADER + records.len());
         message.put_u64(self.session.connection);
         message.put_u32(self.session.count);
         message.put_u64(self.sent);
-        let mut writer = (&mut message).writer();
-        while self.tls.wants_write() {
-            self.tls.write_tls(&mut writer).map_err(broken)?;
-        }
+        message.put(records);
         self.sent += 1;
         Ok(Some(message.freeze()))
     }

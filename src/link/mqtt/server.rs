@@ -356,10 +356,11 @@ async fn talk(
     session: SessionId,
     messages: channel::Receiver<Bytes>,
 ) -> Result<std::convert::Infallible, End> {
+    // Boxed here is what is not to lie in every session for the rest of its life.
     let (carrier, mut to_carry) = channel::channel::<Bytes>(1);
     let carry = async {
         while let Some(message) = to_carry.recv().await {
-            if shared.bus.to_node(node, SESSION, message).await.is_err() {
+            if Box::pin(shared.bus.to_node(node, SESSION, message)).await.is_err() {
                 break;
             }
         }
@@ -377,13 +378,17 @@ async fn talk(
         // What nodes say is short.
         let held = &mut BytesMut::new();
         let mut ends = Ends { messages, carrier, to_send: sends, received, longest: TO_SERVER, held, started, role };
-        let mut seal = Seal::server(session, shared.tls.inner.clone())?;
-        let plain = timeout(HANDSHAKE, mux::handshake(&mut seal, &mut ends)).await.map_err(|_| End::Silent)??;
-        let certificate = seal.certificate().ok_or_else(|| End::Protocol("no certificate".into()))?;
-        prove(shared, node, session, &certificate).await?;
-        let accepted = Accepted { node: node.to_owned(), certificate, end: accepted };
-        shared.incoming.send(Incoming::Node(accepted)).await.map_err(|_| End::Closed)?;
-        tracing::info!(node, "the node is connected");
+        let begin = async {
+            let mut seal = Seal::server(session, shared.tls.inner.clone())?;
+            let plain = timeout(HANDSHAKE, mux::handshake(&mut seal, &mut ends)).await.map_err(|_| End::Silent)??;
+            let certificate = seal.certificate().ok_or_else(|| End::Protocol("no certificate".into()))?;
+            prove(shared, node, session, &certificate).await?;
+            let accepted = Accepted { node: node.to_owned(), certificate, end: accepted };
+            shared.incoming.send(Incoming::Node(accepted)).await.map_err(|_| End::Closed)?;
+            tracing::info!(node, "the node is connected");
+            Ok::<_, End>((seal, plain))
+        };
+        let (seal, plain) = Box::pin(begin).await?;
         Ok::<_, End>(Box::pin(mux::run(seal, plain, ends)).await.0)
     };
     let version = async { version.await.ok() };
@@ -391,7 +396,7 @@ async fn talk(
         result = run => Err(result.unwrap_or_else(|end| end)),
         end = carry => Err(end),
         () = session::listen(receives, &up_tx, TO_SERVER, 1, version) => Err(End::Closed),
-        never = session::speak(&mut down_rx, &to_send, TO_NODE, |_| false) => match never {},
+        never = session::speak(&mut down_rx, &to_send, TO_NODE, |_| false, std::convert::identity) => match never {},
     }
 }
 

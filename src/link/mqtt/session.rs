@@ -13,13 +13,14 @@ use super::control::{decode, encode};
 use crate::link::channel;
 use crate::link::message::Envelope;
 
-/// Takes what the application says and passes it on, but for what is to be skipped. Nothing is lost when the future is
+/// Takes what the application says and passes it on by `carry`, but for what is to be skipped. Nothing is lost when the future is
 /// dropped.
 pub(super) async fn speak<T: Serialize>(
     from: &mut channel::Receiver<Envelope<T>>,
     to: &channel::Sender<Bytes>,
     limit: usize,
     mut skip: impl FnMut(&T) -> bool,
+    carry: impl Fn(Bytes) -> Bytes,
 ) -> Infallible {
     while let Ok(permit) = to.reserve().await {
         let Some(envelope) = from.recv().await else { break };
@@ -27,7 +28,7 @@ pub(super) async fn speak<T: Serialize>(
             continue;
         }
         match encode(&envelope.body, limit) {
-            Ok(bytes) => permit.send(bytes),
+            Ok(bytes) => permit.send(carry(bytes)),
             Err(error) => tracing::error!(%error, "a message that cannot be sent"),
         }
     }
@@ -44,7 +45,7 @@ pub(super) async fn listen<T: DeserializeOwned>(
 ) {
     let Some(version) = version.await else { return std::future::pending().await };
     let mut seq = 0;
-    loop {
+    while let Ok(permit) = to.reserve().await {
         let bytes = tokio::select! {
             bytes = from.recv() => bytes,
             () = to.closed() => return,
@@ -53,9 +54,7 @@ pub(super) async fn listen<T: DeserializeOwned>(
         match decode(&bytes, limit) {
             Ok(body) => {
                 seq += 1;
-                if to.send(Envelope { version, epoch, seq, body }).await.is_err() {
-                    return;
-                }
+                permit.send(Envelope { version, epoch, seq, body });
             }
             Err(error) => tracing::warn!(%error, version, "ignoring a message that cannot be understood"),
         }

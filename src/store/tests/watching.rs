@@ -125,3 +125,20 @@ async fn volatile_objects_are_bounded_and_expire_as_deletes() {
     assert_eq!((shown(&gone), store.count("short", None)), ("a 1>-".into(), 0));
     store.close().await.unwrap();
 }
+
+#[tokio::test]
+async fn shrinking_loses_nothing() {
+    let directory = directory();
+    let store = open(directory.path());
+    let start = store.revision();
+    let writes = vec![create("pods/a/x", "1"), lazily(create("pods/a/y", "1")), volatile(create("pods/b/x", "1"))];
+    store.commit(writes).await.unwrap();
+    store.shrink().await;
+    one(&store, update("pods/a/x", "2")).await.unwrap();
+    store.shrink().await;
+    let all = waiting(&mut store.watch("pods", None, start).unwrap());
+    assert_eq!(all, ["x ->1", "y ->1", "x ->1", "x 1>2"]);
+    assert_eq!(store.list("pods", None, None, 0).unwrap().records.len(), 3);
+    store.close().await.unwrap();
+    store.shrink().await;
+}

@@ -108,47 +108,23 @@ pub(super) async fn handshake(seal: &mut Seal, ends: &mut Ends<'_>) -> Result<By
 }
 
 /// Runs a session after its handshake, to its end. The second is what was to be sent and the other end did not confirm.
-pub(super) async fn run(seal: Seal, plain: BytesMut, ends: Ends<'_>) -> (End, Vec<Bytes>) {
+pub(super) fn run(seal: Seal, plain: BytesMut, ends: Ends<'_>) -> impl Future<Output = (End, Vec<Bytes>)> {
     let Ends { messages, carrier, to_send, received, longest, held, started, role } = ends;
-    let now = Instant::now();
     let (events_in, events) = channel::channel(1);
-    let pace = Pace::new(now);
-    let chunk = Arc::new(AtomicUsize::new(pace.chunk()));
-    let mut mux = Mux {
-        seal,
-        pace,
-        chunk,
-        outbox: VecDeque::new(),
-        out: Outward { sending: None, credit: WINDOW, yields: false, unconfirmed: VecDeque::new(), held: None },
-        inward: Inward {
-            plain,
-            assembly: BytesMut::new(),
-            held: std::mem::take(held),
-            ready: VecDeque::new(),
-            window: WINDOW,
-            owed: 0,
-            longest,
-            frames: 0,
-            told: 0,
-            bytes: 0,
-            ack_at: None,
-            started: Some(started),
-        },
-        streams: HashMap::new(),
-        last_stream: 0,
-        tasks: JoinSet::new(),
-        events_in,
-    };
+    // Made here, so that the future holds it once.
+    let mut mux = Mux::new(seal, plain, std::mem::take(held), longest, started, events_in);
     let mut channels = Channels { messages, carrier, to_send, received, events, role };
-    let end = match mux.run(&mut channels).await {
-        Ok(never) => match never {},
-        Err(end) => end,
-    };
-    *held = resume::worth_holding(mux.inward.assembly, mux.inward.held);
-    let mut rest: Vec<Bytes> = mux.out.unconfirmed.into_iter().map(|(_, message)| message).collect();
-    rest.extend(mux.out.sending.map(|sending| sending.message));
-    rest.extend(std::iter::from_fn(|| channels.to_send.try_recv().ok()));
-    (end, rest)
+    async move {
+        let end = match mux.run(&mut channels).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        *held = resume::worth_holding(mux.inward.assembly, mux.inward.held);
+        let mut rest: Vec<Bytes> = mux.out.unconfirmed.into_iter().map(|(_, message)| message).collect();
+        rest.extend(mux.out.sending.map(|sending| sending.message));
+        rest.extend(std::iter::from_fn(|| channels.to_send.try_recv().ok()));
+        (end, rest)
+    }
 }
 
 struct Channels<'a> {
@@ -214,6 +190,43 @@ struct Inward {
 }
 
 impl Mux {
+    fn new(
+        seal: Seal,
+        plain: BytesMut,
+        held: BytesMut,
+        longest: usize,
+        started: oneshot::Sender<u32>,
+        events_in: channel::Sender<Event>,
+    ) -> Self {
+        let pace = Pace::new(Instant::now());
+        let chunk = Arc::new(AtomicUsize::new(pace.chunk()));
+        Self {
+            seal,
+            pace,
+            chunk,
+            outbox: VecDeque::new(),
+            out: Outward { sending: None, credit: WINDOW, yields: false, unconfirmed: VecDeque::new(), held: None },
+            inward: Inward {
+                plain,
+                assembly: BytesMut::new(),
+                held,
+                ready: VecDeque::new(),
+                window: WINDOW,
+                owed: 0,
+                longest,
+                frames: 0,
+                told: 0,
+                bytes: 0,
+                ack_at: None,
+                started: Some(started),
+            },
+            streams: HashMap::new(),
+            last_stream: 0,
+            tasks: JoinSet::new(),
+            events_in,
+        }
+    }
+
     async fn run(&mut self, channels: &mut Channels<'_>) -> Result<std::convert::Infallible, End> {
         self.send(Kind::Start, 0, &VERSION.to_be_bytes(), &Held::of(&self.inward.held))?;
         self.read(&channels.role)?;
@@ -233,13 +246,13 @@ impl Mux {
                 }
                 permit = channels.carrier.reserve(), if !idle => {
                     let permit = permit.map_err(|_| End::Carrier)?;
-                    if let Some(message) = self.outbox.pop_front() {
+                    if let Some(message) = pop(&mut self.outbox) {
                         permit.send(message);
                     }
                 }
                 permit = channels.received.reserve(), if !self.inward.ready.is_empty() => {
                     let permit = permit.map_err(|_| End::Closed)?;
-                    if let Some((message, bytes)) = self.inward.ready.pop_front() {
+                    if let Some((message, bytes)) = pop(&mut self.inward.ready) {
                         self.inward.owed += bytes;
                         permit.send(message);
                     }
@@ -408,7 +421,7 @@ impl Mux {
                 }
                 self.chunk.store(self.pace.chunk(), Ordering::Relaxed);
                 while self.out.unconfirmed.front().is_some_and(|(last, _)| *last <= frames) {
-                    self.out.unconfirmed.pop_front();
+                    pop(&mut self.out.unconfirmed);
                 }
             }
         }
@@ -502,6 +515,15 @@ impl Inward {
         }
         Ok(())
     }
+}
+
+/// The first of a queue, which takes no memory once it is empty.
+fn pop<T>(queue: &mut VecDeque<T>) -> Option<T> {
+    let first = queue.pop_front();
+    if queue.is_empty() {
+        *queue = VecDeque::new();
+    }
+    first
 }
 
 /// A stream the application wants to open, if there is one now.
