@@ -25,7 +25,7 @@ use umiak::pki::node::NodeKey;
 use crate::common::Netns;
 
 /// Silence after which nothing more is expected.
-const SILENCE: Duration = Duration::from_millis(700);
+const SILENCE: Duration = Duration::from_millis(400);
 
 /// A certificate and its key.
 pub(crate) struct Papers {

@@ -89,7 +89,8 @@ fn a_broker_that_means_harm_reads_nothing_and_changes_nothing() {
     let certificates = cluster.dir.path().join("certificates");
     let issue = ["broker", "certificate", "--host", "192.168.77.1", "--out"];
     run(cluster.umiak().args(issue).arg(&certificates).arg("--data-dir").arg(cluster.data_dir()));
-    cluster.server_args.extend(["--broker-url", "mqtts://192.168.77.1:8883"]);
+    let broker = ["--broker-url", "mqtts://192.168.77.1:8883", "--join-address", "192.168.77.1:8883"];
+    cluster.server_args.extend(broker);
     let broker = HostileBroker::start(&cluster.netns, "192.168.77.1:8883", &certificates);
     cluster.start_daemon();
     cluster.until_logged("connected to the broker");

@@ -274,10 +274,8 @@ fn flood(stage: &Stage, to: &str) {
     let before = stage.cluster.log().len();
     let mut wire = attacker.connect(Some(&papers));
     wire.says(&packet(Packet::Connect(introduction("trudy"))));
-    let attempts = subscribe(&vec![format!("{to}{}", "x".repeat(1000)); 9]).repeat(20);
-    for _ in 0..50 {
-        wire.says(&attempts);
-    }
+    let attempt = subscribe(&vec![format!("{to}{}", "x".repeat(1500)); 2]);
+    wire.says(&attempt.repeat(1000));
     let log = stage.cluster.log()[before..].to_owned();
     let lines = log.lines().filter(|line| line.contains("may not subscribe")).count();
     assert!((50..200).contains(&lines), "{lines} lines for 1000 attempts");

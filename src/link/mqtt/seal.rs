@@ -81,7 +81,7 @@ impl Seen {
     /// Whether a message of this number was here before, and none before it was.
     pub(super) fn again(&mut self, number: u64) -> bool {
         let again = number < self.next;
-        self.next = self.next.max(number.saturating_add(1));
+        self.next += u64::from(number == self.next);
         let first = again && !self.told;
         self.told |= again;
         first

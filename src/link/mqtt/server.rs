@@ -230,11 +230,13 @@ impl Server {
             return;
         }
         let (messages, receiver) = channel::channel(MESSAGES);
+        let mut seen = Seen::default();
+        seen.again(number);
         // There is room for the first.
         let _ = messages.try_send(message);
         let task = serve(self.shared.clone(), name.to_owned(), session, receiver);
         let abort = self.tasks.spawn(task);
-        node.candidate = Some(Task { session, seen: Seen::default(), messages, abort });
+        node.candidate = Some(Task { session, seen, messages, abort });
     }
 
     /// Ends what there is of a node. A broker that is not ours keeps its connection: there the node is told.
