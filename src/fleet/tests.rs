@@ -356,7 +356,7 @@ async fn what_a_node_holds_is_named_and_sent_when_it_asks() {
     let name = bench.pod("p", json!({"volumes": [{"name": "v", "configMap": {"name": "large"}}]})).await;
     let whole = bench.hear_pod().await;
     assert!(whole.objects[0].object.is_some(), "what is new is sent");
-    bench.say(ToServer::Hello).await;
+    bench.greet().await;
     let ToNode::Known(known) = bench.hear().await else { panic!("everything is sent again") };
     assert!(serde_json::to_string(&known).unwrap().len() < 4000);
     let complete = known.complete(whole.clone()).unwrap();
