@@ -16,7 +16,7 @@ fn umiak(cluster: &Cluster, words: &str) -> (i32, String, String) {
 
 #[test]
 fn images_are_listed_kept_verified_and_removed() {
-    let cluster = Cluster::stopped();
+    let cluster = Cluster::start();
     let done = |words: &str| {
         let (code, out, err) = umiak(&cluster, words);
         assert_eq!((code, err.as_str()), (0, ""), "{words}: {out}");
@@ -48,7 +48,7 @@ fn a_server_is_told_of_by_its_commands() {
     assert_eq!(kubeconfig, std::fs::read_to_string(cluster.data_dir().join("admin.kubeconfig")).unwrap());
     let (code, status, _) = umiak(&cluster, "status");
     assert!(code == 0 && status.contains("board"), "{status}");
-    cluster.token(&["--ttl", "1h"]);
+    cluster.token(&["--ttl", "1h", "--server", "192.0.2.1"]);
     let (_, listed, _) = umiak(&cluster, "token ls");
     let id = listed.lines().nth(1).and_then(|l| l.split_whitespace().next()).expect(&listed).to_owned();
     assert_eq!(umiak(&cluster, &format!("token rm {id}")).0, 0);
@@ -73,7 +73,7 @@ fn a_board_is_checked() {
     let cluster = Cluster::stopped();
     let output = cluster.umiak().args(["check", "--data-dir"]).arg(cluster.dir.path()).output().unwrap();
     let said = text(&output.stdout);
-    for fact in ["privileges", "kernel", "cgroups", "memory cgroup", "overlayfs", "seccomp", "clock"] {
+    for fact in ["privileges", "kernel", "cgroups", "memory cgroup", "overlay file system", "seccomp", "clock"] {
         assert!(said.lines().any(|l| l.contains(fact)), "{fact} is not in\n{said}");
     }
     // It fails if and only if no pod could run.

@@ -37,7 +37,7 @@ enum Script {
     Stubborn,
     /// Its command does not exist.
     NoCommand,
-    /// It cannot be made.
+    /// It cannot be made: this kernel lacks a controller that its limits need.
     NotMade,
     /// Takes its shim with it after some seconds.
     KillsShim(u64),
@@ -140,7 +140,9 @@ impl Sandbox for FakeSandbox {
         self.fake.call(format!("run {id}"));
         let script = self.fake.scripts.lock().unwrap().get(&id.name).copied().unwrap_or(Script::Runs);
         match script {
-            Script::NotMade => return Err(runtime::Error::Create { id, reason: "no".into() }),
+            Script::NotMade => {
+                return Err(runtime::Error::MissingController { controller: "memory".into(), limit: "limit".into() });
+            }
             Script::NoCommand => {
                 let reason = "exec: \"x\": executable file not found in $PATH".to_owned();
                 self.end(&id, 127, Some(reason.clone()));

@@ -103,6 +103,8 @@ async fn what_cannot_start_says_why() {
     let mut bench = Bench::start(app(json!({})), &[("a", Script::NotMade)]).await;
     bench.after(11).await;
     assert_eq!((bench.phase(), bench.state("a").as_str()), ("Pending", "CreateContainerError 0"));
+    let message = &bench.status["containerStatuses"][0]["state"]["waiting"]["message"];
+    assert!(message.as_str().is_some_and(|text| text.contains("memory")), "{message}");
     let runs: Vec<_> = bench.fake.calls().into_iter().filter(|c| c.contains("run")).collect();
     assert_eq!(runs, ["0 run a-0", "10 run a-0"]);
 }
