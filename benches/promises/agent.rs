@@ -17,14 +17,12 @@ pub fn measure(window: Duration) {
     let mut lan = Lan::new();
     let cluster = Cluster::on(&mut lan);
     let mut agent = Agent::new(&mut lan, "pi-1");
-    let before = idle::pss(cluster.daemon_pid());
     cluster.join(&mut agent);
     agent.import(&images::archive(agent.dir.path(), "busybox.tar", &images::BUSYBOX));
     starts(&cluster, &agent);
     std::thread::sleep(SETTLE);
     let how = "1 running pod, at rest for 40 s, logging debug lines; smaps_rollup";
     table::at_most("agent idle, PSS", "MB", 8.0, idle::pss(agent.pid()), how);
-    table::plain("server's growth by its first agent, PSS", "MB", idle::pss(cluster.daemon_pid()) - before, how);
     let before = [internet(&agent), interface(&agent)];
     std::thread::sleep(window);
     let grown = [internet(&agent) - before[0], interface(&agent) - before[1]];
@@ -48,11 +46,11 @@ fn streams(cluster: &Cluster) {
     assert_eq!(read, STREAM as u64);
     table::at_least("stream from a pod on another board", "MB/s", 8.0, rate(began), how);
     let began = Instant::now();
-    let mut into = Running::start(cluster, "exec -i r0 -- wc -c");
+    let mut into = Running::start(cluster, "exec -i r0 -- sh -c cat>/dev/null");
     let mut stdin = into.0.stdin.take().unwrap();
     std::io::copy(&mut std::io::repeat(0).take(STREAM as u64), &mut stdin).unwrap();
     drop(stdin);
-    assert_eq!(into.lines().next().unwrap().trim(), STREAM.to_string());
+    assert!(into.0.wait().unwrap().success());
     table::at_least("stream into one", "MB/s", 8.0, rate(began), how);
 }
 

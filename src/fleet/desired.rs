@@ -56,7 +56,7 @@ pub(super) async fn keep(fleet: &Fleet, node: &str, asked: &Notify, to_node: cha
 /// How a pod is told.
 #[derive(Clone, Copy, PartialEq)]
 enum How {
-    /// With everything it uses, if any of that is new.
+    /// With everything it uses if it is new; without what the node holds if the pod has changed.
     IfChanged,
     /// With everything it uses.
     Whole,
@@ -193,15 +193,16 @@ impl Teller<'_> {
         let objects = self.dependencies(&pod)?;
         let uses: BTreeSet<Reference> = objects.iter().map(|d| d.reference.clone()).collect();
         let substance = substance(&pod);
-        let known = self.told.get(&uid).is_some_and(|t| t.substance == substance && t.uses == uses);
-        if known && how == How::IfChanged {
+        let unchanged = self.told.get(&uid).is_some_and(|t| t.substance == substance && t.uses == uses);
+        if unchanged && how == How::IfChanged {
             return Ok(());
         }
-        self.told.insert(uid, Told { key, substance, uses });
+        let before = self.told.insert(uid, Told { key, substance, uses });
         let whole = DesiredPod { pod, objects };
         let message = match how {
-            How::Known => KnownPod::of(whole).map_or_else(ToNode::Pod, ToNode::Known),
-            How::IfChanged | How::Whole => ToNode::Pod(whole),
+            How::IfChanged if before.is_none() => ToNode::Pod(whole),
+            How::IfChanged | How::Known => KnownPod::of(whole).map_or_else(ToNode::Pod, ToNode::Known),
+            How::Whole => ToNode::Pod(whole),
         };
         self.send(message).await
     }

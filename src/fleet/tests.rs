@@ -367,4 +367,8 @@ async fn what_a_node_holds_is_named_and_sent_when_it_asks() {
     bench.silence().await;
     bench.say(ToServer::Lacks { uid: name.uid }).await;
     assert_eq!(bench.hear_pod().await.objects, whole.objects);
+
+    let pods = bench.kind("Pod");
+    bench.registry.delete(&pods, "default", "p", &DeleteOptions::default()).await.unwrap();
+    assert!(matches!(bench.hear().await, ToNode::Known(_)), "nor is it sent to a pod that is to end");
 }
